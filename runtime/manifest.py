@@ -1,0 +1,193 @@
+"""manifest.json: everything about a bundle that the runtime would otherwise have to guess."""
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from .errors import BundleError
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class VisionDims:
+    """The vision encoder's shape."""
+
+    depth: int
+    embed_dim: int
+    num_heads: int
+    mlp_dim: int
+    in_channels: int
+    patch_size: int
+    temporal_patch_size: int
+    merge_size: int
+    out_dim: int
+
+    @property
+    def head_size(self) -> int:
+        """Elements of one attention head."""
+        return self.embed_dim // self.num_heads
+
+    @property
+    def patch_dim(self) -> int:
+        """Elements of one flattened patch: channels x temporal x height x width."""
+        return self.in_channels * self.temporal_patch_size * self.patch_size**2
+
+    @property
+    def merged_dim(self) -> int:
+        """Elements of one row after `merge_size`^2 patches are joined."""
+        return self.embed_dim * self.merge_size**2
+
+
+@dataclass(frozen=True)
+class TextDims:
+    """The language decoder's shape."""
+
+    layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_size: int
+    vocab_size: int
+    max_positions: int
+    rms_norm_eps: float
+    rope_theta: float
+    mrope_section: tuple[int, ...]
+    tied_embeddings: bool
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes that one token takes in the fp32 KV cache."""
+        return self.layers * 2 * self.num_kv_heads * self.head_size * 4
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes patches (the checkpoint's preprocessor_config.json)."""
+
+    min_pixels: int
+    max_pixels: int
+    patch_size: int
+    temporal_patch_size: int
+    merge_size: int
+    image_mean: tuple[float, float, float]
+    image_std: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class PromptParts:
+    """The checkpoint's chat template for one turn: `prefix + image * n + question + suffix`."""
+
+    prefix: str
+    image: str
+    suffix: str
+
+
+@dataclass(frozen=True)
+class Generation:
+    """When decoding ends."""
+
+    eos_token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of the model as it was written: vision, decoder, head or embedding."""
+
+    name: str
+    precision: str
+    bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of the bundle."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """The checkpoint a bundle was made from: its configuration and the sha256 of each file read."""
+
+    name: str
+    config: dict[str, Any]
+    sha256: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All of manifest.json."""
+
+    format_version: int
+    created_by: str
+    source: Source
+    recipe: dict[str, Any]
+    parts: tuple[Part, ...]
+    vision: VisionDims
+    text: TextDims
+    preprocessing: Preprocessing
+    prompt: PromptParts
+    image_token_id: int
+    embedding_dtype: str
+    generation: Generation
+    files: dict[str, FileEntry]
+
+    def to_json(self) -> str:
+        """The text of manifest.json."""
+        return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Manifest":
+        """Read manifest.json. Raises `BundleError` for a field that is missing or of another type."""
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise BundleError(f"{MANIFEST} is not JSON ({error}); export the bundle again") from None
+        version = data.get("format_version") if isinstance(data, dict) else None
+        if not isinstance(version, int):
+            raise BundleError(f"{MANIFEST} has no format_version; this is not a medvlm bundle")
+        if version > FORMAT_VERSION:
+            raise BundleError(
+                f"the bundle's format is {version} and this medvlm reads up to {FORMAT_VERSION}; upgrade medvlm"
+            )
+        return _read(cls, data, MANIFEST)
+
+
+def _read(kind: Any, value: Any, where: str) -> Any:
+    """`value`, parsed from JSON, as the annotated type `kind`; `where` names it in an error."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return _read_dataclass(typing.cast("type[Any]", kind), value, where)
+    if origin is tuple and isinstance(value, list):
+        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
+        if len(kinds) == len(value):
+            return tuple(_read(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
+    if origin is dict and isinstance(value, dict):
+        return {str(k): _read(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
+    if kind is Any:
+        return value
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(kind, type) and not isinstance(kind, types.GenericAlias) and type(value) is kind:
+        return value
+    raise BundleError(f"{where} is not what it should be ({kind}); export the bundle again")
+
+
+def _read_dataclass(kind: type[T], value: Any, where: str) -> T:
+    if not isinstance(value, dict):
+        raise BundleError(f"{where} is not an object; export the bundle again")
+    hints = typing.get_type_hints(kind)
+    missing = [name for name in hints if name not in value]
+    if missing:
+        raise BundleError(f"{where} lacks {', '.join(missing)}; export the bundle again")
+    return kind(**{name: _read(hint, value[name], f"{where}.{name}") for name, hint in hints.items()})
