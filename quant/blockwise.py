@@ -61,12 +61,12 @@ def quantize(weight: NDArray[np.float32], bits: int, block_size: int, *, symmetr
     for start in range(0, rows, step):
         chunk = slice(start, start + step)
         x = _blocks(weight[chunk], blocks, block_size)
+        if not np.isfinite(x).all():
+            raise ValueError("the weight holds values that are not finite")
         scales[chunk], zero = _symmetric_grid(x, bits) if symmetric else _asymmetric_grid(x, bits)
         packed[chunk] = pack(_codes(x, scales[chunk], zero, bits), bits)
         if zeros is not None:
             zeros[chunk] = zero
-    if not np.isfinite(scales).all():
-        raise ValueError("the weight holds values that are not finite")
     return Blockwise(packed, scales, None if zeros is None else pack(zeros, bits), bits, block_size, columns)
 
 

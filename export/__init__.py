@@ -1,0 +1,1 @@
+"""Checkpoint to bundle: the exporter of MedVLM-R1. Needs neither torch nor transformers."""

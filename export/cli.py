@@ -1,0 +1,81 @@
+"""The `medvlm-export` command."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from ..runtime.commands import ErrorCommand, shown_item
+from ..runtime.manifest import Manifest
+from .convert import Checkpoint, bundle_bytes, open_checkpoint, write_bundle
+from .output import check_output, check_space
+from .recipe import Recipe, make_recipe
+
+BLOCK_SIZES = ("32", "64", "128", "256")
+
+
+@click.command(cls=ErrorCommand, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="medvlm")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--int4", "precision", flag_value="int4", default=True, help="4-bit decoder, 8-bit vision (the default).")
+@click.option("--int8", "precision", flag_value="int8", help="8-bit decoder and vision.")
+@click.option("--fp32", "precision", flag_value="fp32", help="No quantization.")
+@click.option("--block-size", type=click.Choice(BLOCK_SIZES), default="128", show_default=True, help="Weights a scale.")
+@click.option("--symmetric/--asymmetric", default=False, help="Blocks without or with a zero point  [default: with]")
+@click.option(
+    "--accuracy-level",
+    type=click.Choice(["0", "4"]),
+    default="4",
+    show_default=True,
+    help="MatMulNBits' own: 4 rounds activations to int8 for speed, 0 multiplies in float32.",
+)
+@click.option("--force", is_flag=True, help="Replace OUT where it is a bundle.")
+@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+def main(
+    checkpoint: Path,
+    out: Path,
+    precision: Literal["int4", "int8", "fp32"],
+    block_size: str,
+    symmetric: bool,
+    accuracy_level: str,
+    force: bool,
+    quiet: bool,
+) -> None:
+    """Convert the Hugging Face CHECKPOINT of MedVLM-R1 or Qwen2-VL-2B to the ONNX bundle OUT.
+
+    Needs neither torch nor transformers. OUT is written whole or not at all.
+    """
+    recipe = make_recipe(precision, int(block_size), symmetric=symmetric, accuracy_level=int(accuracy_level))
+    opened = open_checkpoint(checkpoint)
+    check_output(out, checkpoint, force=force)
+    check_space(out, bundle_bytes(opened, recipe))
+    if quiet:
+        write_bundle(opened, out, recipe)
+        return
+    if not opened.has_template:
+        click.echo("Note: the checkpoint has no chat template; Qwen2-VL's own is used", err=True)
+    started = time.perf_counter()
+    manifest = _write_with_progress(opened, out, recipe)
+    click.echo(parts_table(manifest, time.perf_counter() - started))
+
+
+def _write_with_progress(checkpoint: Checkpoint, out: Path, recipe: Recipe) -> Manifest:
+    """Write the bundle under a bar that shows the tensor, its bytes, how far the work is and the time left."""
+    total = checkpoint.read_bytes
+    with click.progressbar(length=total, label="Exporting", file=sys.stderr, item_show_func=shown_item) as bar:
+
+        def show(name: str, size: int) -> None:
+            bar.update(size, f"{(bar.pos + size) / 1e9:.2f}/{total / 1e9:.2f} GB  {name}, {size / 1e6:.1f} MB")
+
+        return write_bundle(checkpoint, out, recipe, show)
+
+
+def parts_table(manifest: Manifest, seconds: float) -> str:
+    """The parts with their precision, size and time, and the whole with the `seconds` that it took."""
+    rows = [(p.name, p.precision, f"{p.bytes / 1e6:.1f} MB", f"{p.seconds:.1f} s") for p in manifest.parts]
+    size = sum(file.size for file in manifest.files.values())
+    rows = [("part", "precision", "size", "time"), *rows, ("all files", "", f"{size / 1e6:.1f} MB", f"{seconds:.1f} s")]
+    return "\n".join(f"{a:18} {b:18} {c:>12} {d:>9}" for a, b, c, d in rows)

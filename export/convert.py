@@ -1,0 +1,201 @@
+"""Checkpoint to bundle: check everything, then write part by part."""
+
+import hashlib
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..runtime.bundle import DECODER, EMBEDDINGS, TOKENIZER, VISION, sha256
+from ..runtime.errors import CheckpointError
+from ..runtime.manifest import (
+    FORMAT_VERSION,
+    MANIFEST,
+    FileEntry,
+    Generation,
+    Manifest,
+    Part,
+    Preprocessing,
+    PromptParts,
+    Source,
+)
+from .chat_template import QWEN2_VL_CHAT_TEMPLATE, prompt_parts, read_chat_template
+from .config import ModelConfig, read_config, read_generation, read_preprocessing
+from .decoder import build_decoder
+from .graph import GraphBuilder
+from .layers import Layers, ReadTensor
+from .output import atomic_directory, check_output, check_space
+from .recipe import Precision, Recipe
+from .safetensors import TensorInfo, check_tensors, find_tensors
+from .tensors import EMBEDDING, HEAD, expected_tensors
+from .vision import build_vision
+
+Progress = Callable[[str, int], None]
+"""Called with each tensor's name and its bytes in the checkpoint once it is read."""
+
+_FLOAT16_MAX = float(np.finfo(np.float16).max)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was read and found fit: its settings, and where each tensor lies."""
+
+    directory: Path
+    config: ModelConfig
+    preprocessing: Preprocessing
+    prompt: PromptParts
+    generation: Generation
+    tensors: dict[str, TensorInfo]
+    has_template: bool
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes of all reads that a conversion does: a tied embedding is read again as the head."""
+        total = sum(info.nbytes for info in self.tensors.values())
+        return total + (self.tensors[EMBEDDING].nbytes if self.config.text.tied_embeddings else 0)
+
+
+def open_checkpoint(directory: Path) -> Checkpoint:
+    """Read and check a checkpoint directory; no tensor data is read. Raises `CheckpointError`."""
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory} is not a directory; give the directory of a Hugging Face checkpoint")
+    config = read_config(directory)
+    preprocessing = read_preprocessing(directory, config.vision)
+    generation = read_generation(directory, config)
+    if not (directory / TOKENIZER).is_file():
+        raise CheckpointError(f"{directory} has no {TOKENIZER}; download the checkpoint's tokenizer too")
+    expected = expected_tensors(config.vision, config.text)
+    tensors = find_tensors(directory)
+    check_tensors(tensors, expected)
+    template = read_chat_template(directory)
+    return Checkpoint(
+        directory=directory,
+        config=config,
+        preprocessing=preprocessing,
+        prompt=prompt_parts(template or QWEN2_VL_CHAT_TEMPLATE),
+        generation=generation,
+        tensors={name: tensors[name] for name in expected},
+        has_template=template is not None,
+    )
+
+
+def bundle_bytes(checkpoint: Checkpoint, recipe: Recipe) -> int:
+    """Bytes that the bundle will take, tokenizer included; the graphs and the manifest are within a few percent."""
+    text = checkpoint.config.text
+    total = text.vocab_size * text.hidden_size * np.dtype(recipe.embedding).itemsize
+    total += recipe.head.weight_bytes(text.vocab_size, text.hidden_size)
+    total += (checkpoint.directory / TOKENIZER).stat().st_size
+    for name, info in checkpoint.tensors.items():
+        if name in (EMBEDDING, HEAD):
+            continue
+        precision = recipe.vision if name.startswith("visual.") else recipe.decoder
+        linear = len(info.shape) == 2
+        total += precision.weight_bytes(*info.shape) if linear else 4 * int(np.prod(info.shape))
+    return total
+
+
+def export(directory: Path, out: Path, recipe: Recipe, *, force: bool = False) -> Manifest:
+    """Check and convert the checkpoint in `directory`. Raises `CheckpointError`, `InputError`, `MedVLMError`."""
+    checkpoint = open_checkpoint(directory)
+    check_output(out, directory, force=force)
+    check_space(out, bundle_bytes(checkpoint, recipe))
+    return write_bundle(checkpoint, out, recipe)
+
+
+def write_bundle(
+    checkpoint: Checkpoint, out: Path, recipe: Recipe, progress: Progress = lambda name, size: None
+) -> Manifest:
+    """Write the bundle of a checked checkpoint, whole or not at all."""
+    with atomic_directory(out) as partial:
+        writer = _Writer(checkpoint, partial, recipe, progress)
+        manifest = writer.write()
+        (partial / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    return manifest
+
+
+class _Writer:
+    """Writes the parts one after the other and keeps their sizes, times and digests."""
+
+    def __init__(self, checkpoint: Checkpoint, out: Path, recipe: Recipe, progress: Progress) -> None:
+        self.checkpoint, self.out, self.recipe, self.progress = checkpoint, out, recipe, progress
+        self.digests: dict[Path, str] = {}
+        self.parts: list[Part] = []
+
+    def write(self) -> Manifest:
+        config, started = self.checkpoint.config, time.perf_counter()
+        self._write_vision()
+        self._part("vision encoder", self.recipe.vision.label, [VISION], started)
+        started = time.perf_counter()
+        self._write_decoder()
+        label = self.recipe.decoder.label
+        if self.recipe.head != self.recipe.decoder:
+            label += f", head {self.recipe.head.label}"
+        self._part("decoder and head", label, [DECODER], started)
+        started = time.perf_counter()
+        self._write_embeddings()
+        self._part("embedding table", self.recipe.embedding, [EMBEDDINGS], started)
+        shutil.copyfile(self.checkpoint.directory / TOKENIZER, self.out / TOKENIZER)
+        self.digests[self.out / TOKENIZER] = sha256(self.out / TOKENIZER)
+        return Manifest(
+            format_version=FORMAT_VERSION,
+            created_by=f"medvlm {metadata.version('medvlm')}",
+            source=self._source(),
+            recipe=self.recipe.to_json(),
+            parts=tuple(self.parts),
+            vision=config.vision,
+            text=config.text,
+            preprocessing=self.checkpoint.preprocessing,
+            prompt=self.checkpoint.prompt,
+            image_token_id=config.image_token_id,
+            embedding_dtype=self.recipe.embedding,
+            generation=self.checkpoint.generation,
+            files={path.name: FileEntry(path.stat().st_size, digest) for path, digest in self.digests.items()},
+        )
+
+    def _write_vision(self) -> None:
+        with GraphBuilder(self.out / VISION) as graph:
+            build_vision(self._layers(graph, self.recipe.vision), self.checkpoint.config.vision)
+            self.digests |= graph.save()
+
+    def _write_decoder(self) -> None:
+        with GraphBuilder(self.out / DECODER) as graph:
+            build_decoder(self._layers(graph, self.recipe.decoder), self.checkpoint.config.text, self.recipe.head)
+            self.digests |= graph.save()
+
+    def _write_embeddings(self) -> None:
+        """The table [vocab_size, hidden_size], raw and row by row: what the runtime maps into memory."""
+        table = self._read(EMBEDDING)
+        if self.recipe.embedding == "float16" and np.abs(table).max() > _FLOAT16_MAX:
+            raise CheckpointError(f"{EMBEDDING} has values beyond fp16's range; export it with --fp32")
+        stored = np.ascontiguousarray(table, np.dtype(self.recipe.embedding).newbyteorder("<"))
+        path, data = self.out / EMBEDDINGS, stored.data.cast("B")
+        path.write_bytes(data)
+        self.digests[path] = hashlib.sha256(data).hexdigest()
+
+    def _layers(self, graph: GraphBuilder, precision: Precision) -> Layers:
+        read: ReadTensor = self._read
+        return Layers(graph, read, precision)
+
+    def _read(self, name: str) -> NDArray[np.float32]:
+        info = self.checkpoint.tensors[name]
+        tensor = info.read()
+        if not np.isfinite(tensor).all():
+            raise CheckpointError(f"{name} holds values that are not finite; download the checkpoint again")
+        self.progress(name, info.nbytes)
+        return tensor
+
+    def _part(self, name: str, precision: str, files: list[str], started: float) -> None:
+        paths = [path for file in files for path in (self.out / file, self.out / f"{file}.data") if path.exists()]
+        size = sum(path.stat().st_size for path in paths)
+        self.parts.append(Part(name, precision, size, round(time.perf_counter() - started, 2)))
+
+    def _source(self) -> Source:
+        files = {info.file for info in self.checkpoint.tensors.values()}
+        files |= {self.checkpoint.directory / name for name in ("config.json", TOKENIZER, "preprocessor_config.json")}
+        digests = {path.name: sha256(path) for path in sorted(files)}
+        return Source(self.checkpoint.directory.resolve().name, self.checkpoint.config.raw, digests)

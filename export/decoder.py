@@ -1,0 +1,112 @@
+"""The language decoder's graph: one graph for prefill, continuation and decode."""
+
+from onnx import TensorProto
+
+from ..runtime.manifest import TextDims
+from .graph import MICROSOFT
+from .layers import Layers
+from .recipe import Precision
+from .tensors import EMBEDDING, HEAD
+
+_INT64_MAX = (1 << 63) - 1
+
+
+def build_decoder(layers: Layers, dims: TextDims, head: Precision) -> None:
+    """Build the graph of one sequence.
+
+    inputs_embeds [1, sequence, hidden_size] -> layers -> norm -> lm_head -> logits [1, 1, vocab_size] of the last token
+    past_key_values.i.{key,value} -> present.i.{key,value}: [1, num_kv_heads, max_length, head_size], one buffer
+    seqlens_k [1] = tokens in the cache after this call - 1; total_sequence_length [] = tokens in it after this call
+    cos_cache, sin_cache [max_length, head_size / 2]: row i holds the M-RoPE angles of the token in slot i
+    """
+    _declare_inputs(layers, dims)
+    x, normed = (
+        "inputs_embeds",
+        layers.rms_norm(
+            "inputs_embeds", "model.layers.0.input_layernorm", "layers.0/input_layernorm", dims.rms_norm_eps
+        ),
+    )
+    for i in range(dims.layers):
+        x, normed = _layer(layers, dims, i, x, normed)
+    weight = layers.read(EMBEDDING if dims.tied_embeddings else HEAD)
+    logits = layers.product(normed, weight, "lm_head", head)
+    output = layers.graph.add_output("logits", [1, 1, dims.vocab_size])
+    layers.graph.add_node("Identity", [logits], "lm_head", [output])
+
+
+def _declare_inputs(layers: Layers, dims: TextDims) -> None:
+    graph = layers.graph
+    graph.add_input("inputs_embeds", [1, "sequence", dims.hidden_size])
+    graph.add_input("seqlens_k", [1], TensorProto.INT32)
+    graph.add_input("total_sequence_length", [], TensorProto.INT32)
+    for table in ("cos_cache", "sin_cache"):
+        graph.add_input(table, ["max_length", dims.head_size // 2])
+    cache = [1, dims.num_kv_heads, "max_length", dims.head_size]
+    for i in range(dims.layers):
+        for kind in ("key", "value"):
+            graph.add_input(f"past_key_values.{i}.{kind}", cache)
+            graph.add_output(f"present.{i}.{kind}", cache)
+    for name, value in (("last", -1), ("end", _INT64_MAX), ("sequence_axis", 1)):
+        layers.constant(name, [value])
+
+
+def _layer(layers: Layers, dims: TextDims, i: int, x: str, normed: str) -> tuple[str, str]:
+    """One decoder layer; `x` is the residual stream and `normed` its input norm. Returns both for what follows.
+
+    normed -> attention -> SkipSimplifiedLayerNormalization(x) -> MLP -> SkipSimplifiedLayerNormalization
+    In the last layer only the last token goes on after attention: no other row is read again.
+    """
+    module, scope, last = f"model.layers.{i}", f"layers.{i}", i + 1 == dims.layers
+    attended = _attention(layers, dims, i, normed)
+    if last:
+        attended, x = (_last_token(layers, value, f"{scope}/{n}") for value, n in ((attended, "attn"), (x, "residual")))
+    attended = layers.linear(attended, [f"{module}.self_attn.o_proj"], f"{scope}/attn/o_proj", bias=False)
+    normed, x = layers.skip_rms_norm(
+        attended, x, f"{module}.post_attention_layernorm", f"{scope}/post_attention_layernorm", dims.rms_norm_eps
+    )
+    down = _mlp(layers, normed, f"{module}.mlp", f"{scope}/mlp")
+    following = "model.norm" if last else f"model.layers.{i + 1}.input_layernorm"
+    normed, x = layers.skip_rms_norm(down, x, following, f"{scope}/next_norm", dims.rms_norm_eps)
+    return x, normed
+
+
+def _attention(layers: Layers, dims: TextDims, i: int, x: str) -> str:
+    """Grouped-query attention over the cache, M-RoPE included.
+
+    x -> qkv_proj (packed) -> GroupQueryAttention(past, cos_cache, sin_cache) -> attended
+                                                 `-> present (the past's own buffer)
+    """
+    scope, module = f"layers.{i}/attn", f"model.layers.{i}.self_attn"
+    projections = [f"{module}.{name}_proj" for name in ("q", "k", "v")]
+    qkv = layers.linear(x, projections, f"{scope}/qkv_proj", bias=True)
+    past = [f"past_key_values.{i}.{kind}" for kind in ("key", "value")]
+    present = [f"present.{i}.{kind}" for kind in ("key", "value")]
+    return layers.graph.add_node(
+        "GroupQueryAttention",
+        [qkv, "", "", *past, "seqlens_k", "total_sequence_length", "cos_cache", "sin_cache"],
+        scope,
+        [f"/{scope}/output", *present],
+        MICROSOFT,
+        num_heads=dims.num_heads,
+        kv_num_heads=dims.num_kv_heads,
+        do_rotary=1,
+        rotary_interleaved=0,
+    )
+
+
+def _last_token(layers: Layers, x: str, scope: str) -> str:
+    """`x[:, -1:]`."""
+    return layers.graph.add_node("Slice", [x, "last", "end", "sequence_axis"], scope)
+
+
+def _mlp(layers: Layers, x: str, module: str, scope: str) -> str:
+    """The gated MLP. QuickGelu with alpha 1 is SiLU: x * sigmoid(x).
+
+    x -> gate_proj -> QuickGelu -> Mul -> down_proj
+      -> up_proj ------------------^
+    """
+    gate = layers.linear(x, [f"{module}.gate_proj"], f"{scope}/gate_proj", bias=False)
+    up = layers.linear(x, [f"{module}.up_proj"], f"{scope}/up_proj", bias=False)
+    act = layers.graph.add_node("QuickGelu", [gate], scope, domain=MICROSOFT, alpha=1.0)
+    product = layers.graph.add_node("Mul", [act, up], scope)
+    return layers.linear(product, [f"{module}.down_proj"], f"{scope}/down_proj", bias=False)

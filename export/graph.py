@@ -1,0 +1,94 @@
+"""An ONNX graph under construction, whose weights go straight to its external data file."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+# RMSNormalization came with opset 23. com.microsoft holds onnxruntime's own operators.
+OPSET = 23
+IR_VERSION = 11
+MICROSOFT = "com.microsoft"
+
+# onnxruntime maps external data into memory; a page boundary lets it map without a copy.
+_ALIGNMENT = 4096
+_INLINE_BYTES = 64
+
+
+class GraphBuilder:
+    """Collects nodes and initializers; `save` writes NAME.onnx beside NAME.onnx.data.
+
+    Values are named after the module and the operator that makes them (`/layers.0/attn/o_proj/MatMulNBits`), so that a
+    profile or an error reads like the model.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.data_path = path.with_name(path.name + ".data")
+        self._nodes: list[onnx.NodeProto] = []
+        self._initializers: list[onnx.TensorProto] = []
+        self._inputs: list[onnx.ValueInfoProto] = []
+        self._outputs: list[onnx.ValueInfoProto] = []
+        self._data = self.data_path.open("wb")
+        self._digest = hashlib.sha256()
+        self._offset = 0
+
+    def __enter__(self) -> "GraphBuilder":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._data.close()
+
+    def add_input(self, name: str, shape: Sequence[int | str], dtype: int = TensorProto.FLOAT) -> str:
+        """Declare a graph input."""
+        self._inputs.append(helper.make_tensor_value_info(name, dtype, shape))
+        return name
+
+    def add_output(self, name: str, shape: Sequence[int | str], dtype: int = TensorProto.FLOAT) -> str:
+        """Declare a graph output."""
+        self._outputs.append(helper.make_tensor_value_info(name, dtype, shape))
+        return name
+
+    def add_weight(self, name: str, array: NDArray[Any]) -> str:
+        """Add an initializer. All but the smallest are written to the data file at once and not kept."""
+        array = np.ascontiguousarray(array)
+        if array.nbytes <= _INLINE_BYTES:
+            self._initializers.append(onnx.numpy_helper.from_array(array, name))
+            return name
+        self._write(b"\0" * (-self._offset % _ALIGNMENT))
+        tensor = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(array.dtype), dims=array.shape)
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", self.data_path.name), ("offset", self._offset), ("length", array.nbytes)):
+            tensor.external_data.add(key=key, value=str(value))
+        self._write(array.data.cast("B"))
+        self._initializers.append(tensor)
+        return name
+
+    def add_node(
+        self, op: str, inputs: Sequence[str], scope: str, outputs: Sequence[str] = (), domain: str = "", **attrs: Any
+    ) -> str:
+        """Add a node and return its first output, named `/scope/op` unless `outputs` names them all."""
+        name = f"/{scope}/{op}"
+        outputs = outputs or [f"{name}/output"]
+        self._nodes.append(helper.make_node(op, inputs, outputs, name=name, domain=domain, **attrs))
+        return outputs[0]
+
+    def save(self) -> dict[Path, str]:
+        """Write the graph; the sha256 of the graph and of its data file, by path."""
+        graph = helper.make_graph(self._nodes, self.path.stem, self._inputs, self._outputs, self._initializers)
+        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="medvlm")
+        blob = model.SerializeToString()
+        self.path.write_bytes(blob)
+        self._data.close()
+        return {self.path: hashlib.sha256(blob).hexdigest(), self.data_path: self._digest.hexdigest()}
+
+    def _write(self, data: bytes | memoryview) -> None:
+        self._data.write(data)
+        self._digest.update(data)
+        self._offset += len(data)

@@ -1,0 +1,115 @@
+"""A bundle on disk: the names of its files, and the checks that loading always makes."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import BundleError
+from .manifest import MANIFEST, FileEntry, Manifest
+
+VISION = "vision_encoder.onnx"
+DECODER = "decoder.onnx"
+EMBEDDINGS = "embeddings.bin"
+TOKENIZER = "tokenizer.json"
+REQUIRED = (VISION, f"{VISION}.data", DECODER, f"{DECODER}.data", EMBEDDINGS, TOKENIZER)
+
+_HASH_BYTES = 1 << 22
+_MAX_MANIFEST_BYTES = 1 << 24
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose names and sizes agree with its manifest."""
+
+    directory: Path
+    manifest: Manifest
+
+    def path(self, name: str) -> Path:
+        """The file `name` of the bundle."""
+        return self.directory / name
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """The manifest of the bundle in `directory`. Raises `BundleError`."""
+    path = directory / MANIFEST
+    if not directory.is_dir():
+        raise BundleError(f"{directory} is not a directory; give a bundle that medvlm-export wrote")
+    if not path.is_file() or path.is_symlink():
+        raise BundleError(f"{directory} has no {MANIFEST}; give a bundle that medvlm-export wrote")
+    if path.stat().st_size > _MAX_MANIFEST_BYTES:
+        raise BundleError(f"{path} is too large for a manifest; export the bundle again")
+    try:
+        manifest = Manifest.from_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BundleError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise BundleError(f"{path} is not text; export the bundle again") from None
+    absent = [name for name in REQUIRED if name not in manifest.files]
+    if absent:
+        raise BundleError(f"{path} does not list {absent[0]}; export the bundle again")
+    return manifest
+
+
+def open_bundle(directory: Path, *, hash_files: bool = False) -> Bundle:
+    """Check a bundle's names and sizes, with `hash_files` its contents too. Raises `BundleError` for a fault."""
+    manifest = read_manifest(directory)
+    for fault in find_faults(directory, manifest, hash_files=hash_files):
+        raise BundleError(f"{directory}: {fault}; export the bundle or copy it again")
+    return Bundle(directory, manifest)
+
+
+def find_faults(
+    directory: Path,
+    manifest: Manifest,
+    *,
+    hash_files: bool,
+    progress: Callable[[str, int], None] = lambda name, size: None,
+) -> list[str]:
+    """Every way in which the files differ from the manifest, one line each; empty where they agree.
+
+    progress is called with a file's name and the bytes read of it, as they are read.
+    """
+    faults = []
+    for name, entry in manifest.files.items():
+        fault = _outside(directory, name) or _file_fault(directory / name, name, entry)
+        if (
+            not fault
+            and hash_files
+            and sha256(directory / name, lambda size, name=name: progress(name, size)) != entry.sha256
+        ):
+            fault = f"{name} has changed (its sha256 differs)"
+        faults += [fault] if fault else []
+    known = {*manifest.files, MANIFEST}
+    extra = sorted(path.name for path in directory.iterdir() if path.name not in known)
+    return faults + [f"{name} is not in the manifest" for name in extra]
+
+
+def _outside(directory: Path, name: str) -> str:
+    """A fault where `name` is no plain file name, or a link that leaves the bundle's directory."""
+    if name in ("", ".", "..") or Path(name).name != name or "\\" in name:
+        return f"{name!r} names a file outside the folder"
+    path = directory / name
+    if path.is_symlink() and directory.resolve() not in path.resolve().parents:
+        return f"{name} is a link that leaves the folder"
+    return ""
+
+
+def _file_fault(path: Path, name: str, entry: FileEntry) -> str:
+    if not os.path.lexists(path):
+        return f"{name} is missing"
+    if not path.is_file():
+        return f"{name} is not a file"
+    size = path.stat().st_size
+    return "" if size == entry.size else f"{name} has {size} bytes and should have {entry.size}"
+
+
+def sha256(path: Path, progress: Callable[[int], None] = lambda size: None) -> str:
+    """The sha256 of a file in hexadecimal; `progress` is called with the bytes of each piece read."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(_HASH_BYTES):
+            digest.update(piece)
+            progress(len(piece))
+    return digest.hexdigest()

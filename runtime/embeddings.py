@@ -1,0 +1,18 @@
+"""The embedding table: memory-mapped, read by row."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class EmbeddingTable:
+    """Rows [vocab_size, hidden_size] of fp16 or fp32, of which a question touches a few hundred."""
+
+    def __init__(self, path: Path, dtype: str, vocab_size: int, hidden_size: int) -> None:
+        stored = np.dtype(dtype).newbyteorder("<")
+        self._table = np.memmap(path, stored, mode="r", shape=(vocab_size, hidden_size))
+
+    def rows(self, token_ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The embeddings [tokens, hidden_size] of `token_ids` [tokens]."""
+        return self._table[token_ids].astype(np.float32)

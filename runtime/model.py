@@ -1,0 +1,290 @@
+"""The model: load a bundle once, ask as often as you like."""
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .answer import parse_answer
+from .bundle import DECODER, EMBEDDINGS, VISION, Bundle, open_bundle
+from .decoder import Decoder
+from .embeddings import EmbeddingTable
+from .errors import InputError, MedVLMError
+from .generate import Token, greedy
+from .images import ImageSource, LoadedImage
+from .positions import mrope_tables
+from .processor import Processor, Request
+from .result import Answer, Timings
+from .session import check_device
+from .vision import VisionEncoder
+
+DEFAULT_MAX_NEW_TOKENS = 512
+# 5,000 visual tokens and a long conversation; the cache takes memory only as far as it is used.
+DEFAULT_MAX_LENGTH = 8192
+
+Images = ImageSource | LoadedImage | Sequence[ImageSource | LoadedImage] | None
+
+
+class MedVLM:
+    """A loaded bundle. It answers one question at a time: starting another ends the stream before it.
+
+    Not safe for use from several threads at once: give each its own instance, or a lock.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        processor: Processor | None = None,
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        max_length: int | None = None,
+    ) -> None:
+        """Open the sessions of a checked bundle; see `load`."""
+        check_device(device)
+        started = time.perf_counter()
+        dims = bundle.manifest.text
+        self.manifest = bundle.manifest
+        self.processor = processor or Processor(bundle)
+        self.max_length = context_length(bundle, max_length)
+        threads = _check_threads(threads)
+        self._vision = VisionEncoder(bundle.path(VISION), bundle.manifest.vision, threads)
+        self._decoder = Decoder(bundle.path(DECODER), dims, self.max_length, threads)
+        self._embeddings = EmbeddingTable(
+            bundle.path(EMBEDDINGS), bundle.manifest.embedding_dtype, dims.vocab_size, dims.hidden_size
+        )
+        self.load_s = time.perf_counter() - started
+        self._active: Stream | None = None
+
+    @classmethod
+    def load(
+        cls,
+        bundle: str | os.PathLike[str],
+        device: str = "auto",
+        threads: int | None = None,
+        *,
+        max_length: int | None = None,
+        hash_files: bool = False,
+    ) -> "MedVLM":
+        """Load the bundle in a directory.
+
+        device: "auto" or "cpu". threads: None takes one for each physical core. max_length: tokens that prompt and
+        answer may have together, by default 8192 or what the model holds. hash_files: check every file's sha256 first.
+        Raises `BundleError` for a bundle that is not sound, `InputError` for an argument that is not.
+        """
+        return cls(
+            open_bundle(Path(bundle), hash_files=hash_files), device=device, threads=threads, max_length=max_length
+        )
+
+    def ask(
+        self,
+        image: Images,
+        question: str,
+        *,
+        raw: bool = False,
+        max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+    ) -> Answer:
+        """Ask `question` of an image, of several in order, or of none (None or an empty list); wait for the answer.
+
+        raw: send the question as it is, without the question template. min_pixels, max_pixels: override the
+        checkpoint's limits on the resized image. Raises `InputError`, before any work, for an image, a question or a
+        limit that will not do.
+        """
+        stream = self.stream(
+            image, question, raw=raw, max_new_tokens=max_new_tokens, min_pixels=min_pixels, max_pixels=max_pixels
+        )
+        for _ in stream:
+            pass
+        return stream.answer
+
+    def stream(
+        self,
+        image: Images,
+        question: str,
+        *,
+        raw: bool = False,
+        max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+    ) -> "Stream":
+        """As `ask`, but yields the text as it comes; the stream's `answer` is there at its end."""
+        started = time.perf_counter()
+        request = self.processor.prepare(
+            _as_list(image), question, raw=raw, min_pixels=min_pixels, max_pixels=max_pixels
+        )
+        return self.run(request, max_new_tokens, preprocess_s=time.perf_counter() - started)
+
+    def run(
+        self, request: Request, max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS, *, preprocess_s: float = 0.0
+    ) -> "Stream":
+        """Answer a prepared request; `preprocess_s` is the time that preparing it took, for the timings."""
+        check_fit(request, self.max_length, max_new_tokens)
+        self._active = stream = Stream(self, request, max_new_tokens, preprocess_s)
+        return stream
+
+    def generate(self, request: Request, max_new_tokens: int, clock: "Clock") -> Iterator[Token]:
+        """The tokens of an answer, each stage's time marked on `clock`."""
+        features = [self._vision.encode(image) for image in request.images]
+        clock.mark("vision")
+        self._decoder.length = 0
+        embeddings = self._embed(request, features)
+        self._write_rotary(request)
+        logits = self._decoder.prefill(embeddings)
+        clock.mark("prefill")
+        yield from greedy(
+            logits,
+            self._step,
+            tokenizer=self.processor.tokenizer,
+            end_ids=self.manifest.generation.eos_token_ids,
+            max_new_tokens=max_new_tokens,
+            free_slots=self.max_length - len(request.token_ids),
+        )
+
+    def check_active(self, stream: "Stream") -> None:
+        """Raise `MedVLMError` where another question was started since: the cache is its own now."""
+        if self._active is not stream:
+            raise MedVLMError("this stream ended when another question was asked; read one stream at a time")
+
+    def _step(self, token_id: int) -> NDArray[np.float32]:
+        return self._decoder.step(self._embeddings.rows(np.array([token_id]))[0])
+
+    def _embed(self, request: Request, features: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+        """The prompt's embeddings [tokens, hidden_size], the images' features in place of their tokens."""
+        embeddings = self._embeddings.rows(request.token_ids)
+        if features:
+            embeddings[request.token_ids == self.manifest.image_token_id] = np.concatenate(features)
+        return embeddings
+
+    def _write_rotary(self, request: Request) -> None:
+        """Rotary rows for the prompt and for all that can follow: the positions after it count up on all three axes."""
+        following = request.positions.max() + 1 + np.arange(self.max_length - len(request.token_ids))
+        positions = np.concatenate([request.positions, np.broadcast_to(following, (3, following.size))], axis=1)
+        self._decoder.write_rotary(0, *mrope_tables(positions, self.manifest.text))
+
+
+class Clock:
+    """Marks the ends of stages; `seconds` of a stage run from the mark before it."""
+
+    def __init__(self) -> None:
+        self._last = self.started = time.perf_counter()
+        self.seconds: dict[str, float] = {}
+
+    def mark(self, stage: str) -> None:
+        """End a stage now."""
+        now = time.perf_counter()
+        self.seconds[stage] = now - self._last
+        self._last = now
+
+
+class Stream(Iterator[str]):
+    """The text of one answer, piece by piece; `answer` once it has ended."""
+
+    def __init__(self, model: MedVLM, request: Request, max_new_tokens: int, preprocess_s: float) -> None:
+        self._model, self._request, self._preprocess_s = model, request, preprocess_s
+        self._tokens: list[Token] = []
+        self._clock: Clock | None = None
+        self._source = self._generate(max_new_tokens)
+        self._answer: Answer | None = None
+
+    def __next__(self) -> str:
+        return next(self._source)
+
+    @property
+    def answer(self) -> Answer:
+        """The answer. Raises `MedVLMError` while the stream has not ended."""
+        if self._answer is None:
+            raise MedVLMError("the answer is not complete; read the stream to its end first")
+        return self._answer
+
+    def _generate(self, max_new_tokens: int) -> Iterator[str]:
+        self._model.check_active(self)
+        clock = Clock()
+        shown = ""
+        for token in self._model.generate(self._request, max_new_tokens, clock):
+            if not self._tokens:
+                clock.mark("first")
+            self._tokens.append(token)
+            if token.text:
+                shown += token.text
+                yield token.text
+                self._model.check_active(self)
+        clock.mark("decode")
+        text = self._model.processor.tokenizer.decode([token.id for token in self._tokens])
+        self._answer = self._read(text, clock)
+        # A character whose last bytes never came is shown as tokenizers decodes it.
+        if len(text) > len(shown):
+            yield text[len(shown) :]
+
+    def _read(self, text: str, clock: Clock) -> Answer:
+        parsed = parse_answer(text, self._request.options)
+        last = self._tokens[-1]
+        return Answer(
+            text=text,
+            reasoning=parsed.reasoning,
+            choice=parsed.choice,
+            choice_text=parsed.choice_text,
+            strict_choice=parsed.strict_choice,
+            flags=parsed.flags,
+            finish_reason=last.finish_reason or "length",
+            token_ids=tuple(token.id for token in self._tokens),
+            prompt_tokens=len(self._request.token_ids),
+            visual_tokens=self._request.visual_tokens,
+            new_tokens=len(self._tokens),
+            timings=self._timings(clock.seconds),
+            notes=self._request.notes,
+        )
+
+    def _timings(self, seconds: dict[str, float]) -> Timings:
+        prefill_s = seconds["prefill"] + seconds["first"]
+        first_token_s = self._preprocess_s + seconds["vision"] + prefill_s
+        later = len(self._tokens) - 1
+        return Timings(
+            load_s=self._model.load_s,
+            preprocess_s=self._preprocess_s,
+            vision_s=seconds["vision"],
+            prefill_s=prefill_s,
+            first_token_s=first_token_s,
+            decode_s=seconds["decode"],
+            total_s=first_token_s + seconds["decode"],
+            prefill_tokens_per_s=len(self._request.token_ids) / prefill_s,
+            decode_tokens_per_s=later / seconds["decode"] if later else None,
+        )
+
+
+def context_length(bundle: Bundle, max_length: int | None) -> int:
+    """The cache's length in tokens. Raises `InputError` for one that the model does not hold."""
+    limit = bundle.manifest.text.max_positions
+    if max_length is None:
+        return min(DEFAULT_MAX_LENGTH, limit)
+    if not 2 <= max_length <= limit:
+        raise InputError(f"max_length is {max_length}; this model takes 2 to {limit}")
+    return max_length
+
+
+def check_fit(request: Request, max_length: int, max_new_tokens: int) -> None:
+    """Raise `InputError`, with the numbers, where the prompt leaves no room for an answer."""
+    if max_new_tokens < 1:
+        raise InputError(f"max_new_tokens is {max_new_tokens}; at least 1 is needed")
+    tokens = len(request.token_ids)
+    if tokens >= max_length:
+        raise InputError(
+            f"the prompt has {tokens} tokens ({request.visual_tokens} of them visual) and the context holds "
+            f"{max_length}; lower --max-pixels, give fewer images, or raise --max-length"
+        )
+
+
+def _check_threads(threads: int | None) -> int | None:
+    if threads is not None and not 1 <= threads <= (os.cpu_count() or 1) * 4:
+        raise InputError(f"threads is {threads}; give 1 to {(os.cpu_count() or 1) * 4}")
+    return threads
+
+
+def _as_list(image: Images) -> list[ImageSource | LoadedImage]:
+    if image is None:
+        return []
+    return list(image) if isinstance(image, list | tuple) else [image]  # type: ignore[list-item]

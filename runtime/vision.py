@@ -1,0 +1,26 @@
+"""The vision encoder: one image's patches to the rows of its visual tokens."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .manifest import VisionDims
+from .positions import vision_tables
+from .preprocess import Patches
+from .session import open_session
+
+
+class VisionEncoder:
+    """Owns the session of the vision graph."""
+
+    def __init__(self, path: Path, dims: VisionDims, threads: int | None) -> None:
+        self._session = open_session(path, threads)
+        self._dims = dims
+
+    def encode(self, patches: Patches) -> NDArray[np.float32]:
+        """The image's features [visual tokens, out_dim]."""
+        cos, sin = vision_tables(patches.grid, self._dims)
+        inputs = {"pixel_values": patches.pixel_values, "cos": cos, "sin": sin}
+        (features,) = self._session.run(["image_features"], inputs)
+        return np.asarray(features)

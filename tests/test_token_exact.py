@@ -1,0 +1,278 @@
+"""Bundles against transformers: the same tokens, and the same image features."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from medvlm.demo.random_checkpoint import TEXT, VISION, RandomCheckpoint
+from medvlm.export.convert import export
+from medvlm.export.recipe import FLOAT32_BITS, Precision, Recipe, make_recipe
+from medvlm.quant import dequantize, quantize
+from medvlm.runtime import MedVLM
+from medvlm.runtime import decoder as decoder_module
+from medvlm.runtime.manifest import Generation
+from medvlm.runtime.processor import Request
+from numpy.typing import NDArray
+from transformers import Qwen2VLForConditionalGeneration
+
+NEW_TOKENS = 64
+QUESTION = "What is seen in this image?\nA) Brain\nB) Knee"
+
+# Head sizes 32, 16, 64 and 128; 2 to 5 layers; grouped 3, 2, 2 and 6 to 1; vocabularies of 304, 311, 512 and 401.
+SHAPES = {
+    "tied": RandomCheckpoint(dtype="F32"),
+    "untied": RandomCheckpoint(
+        vision=dataclasses.replace(VISION, depth=1, embed_dim=48, num_heads=3, mlp_dim=192, out_dim=64),
+        text=dataclasses.replace(
+            TEXT,
+            layers=3,
+            hidden_size=64,
+            intermediate_size=96,
+            num_heads=4,
+            num_kv_heads=2,
+            head_size=16,
+            vocab_size=311,
+            rms_norm_eps=1e-5,
+            mrope_section=(2, 3, 3),
+            tied_embeddings=False,
+        ),
+        dtype="F32",
+        seed=1,
+    ),
+    "deep": RandomCheckpoint(
+        vision=dataclasses.replace(VISION, depth=4, embed_dim=80, num_heads=1, mlp_dim=320, out_dim=256),
+        text=dataclasses.replace(
+            TEXT,
+            layers=5,
+            hidden_size=256,
+            intermediate_size=100,
+            num_heads=4,
+            num_kv_heads=2,
+            head_size=64,
+            vocab_size=512,
+            rope_theta=10_000.0,
+            mrope_section=(8, 12, 12),
+        ),
+        dtype="BF16",
+        shards=3,
+        seed=2,
+    ),
+    "real heads": RandomCheckpoint(
+        vision=dataclasses.replace(VISION, embed_dim=160, num_heads=2, mlp_dim=320, out_dim=768),
+        text=dataclasses.replace(
+            TEXT,
+            hidden_size=768,
+            intermediate_size=300,
+            num_heads=6,
+            num_kv_heads=1,
+            head_size=128,
+            vocab_size=401,
+            mrope_section=(16, 24, 24),
+            tied_embeddings=False,
+        ),
+        dtype="F16",
+        seed=3,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Our model of a bundle, and transformers' of its checkpoint."""
+
+    ours: MedVLM
+    reference: Qwen2VLForConditionalGeneration
+
+
+def load_pair(shape: str, recipe: Recipe, directory: Path) -> Pair:
+    SHAPES[shape].write(directory / "checkpoint")
+    export(directory / "checkpoint", directory / "bundle", recipe)
+    reference = Qwen2VLForConditionalGeneration.from_pretrained(directory / "checkpoint", dtype=torch.float32)
+    reference.eval()
+    _round_weights(reference, recipe)
+    ours = MedVLM.load(directory / "bundle", threads=1)
+    # Neither side stops at an end token, so that all 64 are compared.
+    reference.generation_config.eos_token_id = None
+    ours.manifest = dataclasses.replace(ours.manifest, generation=Generation(eos_token_ids=()))
+    return Pair(ours, reference)
+
+
+def _round_weights(reference: Qwen2VLForConditionalGeneration, recipe: Recipe) -> None:
+    """Give torch the weights that the bundle holds; the head apart from the table, as the bundle has them."""
+    table = reference.get_input_embeddings().weight
+    head = _rounded(reference.get_output_embeddings().weight, recipe.head)
+    for name, module in reference.model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            precision = recipe.vision if name.startswith("visual.") else recipe.decoder
+            module.weight = _rounded(module.weight, precision)
+    reference.lm_head.weight = head
+    if recipe.embedding == "float16":
+        table.data = table.data.half().float()
+
+
+def _rounded(weight: torch.Tensor, precision: Precision) -> torch.nn.Parameter:
+    values = weight.detach().clone()
+    if precision.bits != FLOAT32_BITS:
+        packed = quantize(values.numpy(), precision.bits, precision.block_size, symmetric=precision.symmetric)
+        values = torch.from_numpy(dequantize(packed).copy())
+    return torch.nn.Parameter(values, requires_grad=False)
+
+
+@pytest.fixture(scope="module", params=SHAPES)
+def exact_pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    return load_pair(request.param, make_recipe("fp32"), tmp_path_factory.mktemp("fp32"))
+
+
+def make_request(model: MedVLM, images: int) -> Request:
+    rng = np.random.default_rng(images)
+    sizes = [(224, 224), (60, 300), (130, 100)]
+    pixels = [rng.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
+    return model.processor.prepare(pixels[:images], QUESTION)
+
+
+def image_inputs(request: Request) -> dict[str, torch.Tensor]:
+    if not request.images:
+        return {}
+    return {
+        "pixel_values": torch.from_numpy(np.concatenate([patches.pixel_values for patches in request.images])),
+        "image_grid_thw": torch.tensor([[1, *patches.grid] for patches in request.images]),
+        "mm_token_type_ids": torch.from_numpy((request.token_ids == 261).astype(np.int32))[None],
+    }
+
+
+def reference_tokens(pair: Pair, request: Request) -> list[int]:
+    ids = torch.from_numpy(request.token_ids)[None]
+    out = pair.reference.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        top_k=None,
+        max_new_tokens=NEW_TOKENS,
+        **image_inputs(request),
+    )
+    return out[0, ids.shape[1] :].tolist()
+
+
+def our_tokens(model: MedVLM, request: Request) -> list[int]:
+    stream = model.run(request, NEW_TOKENS)
+    for _ in stream:
+        pass
+    return list(stream.answer.token_ids)
+
+
+def assert_same_tokens(pair: Pair, images: int) -> None:
+    request = make_request(pair.ours, images)
+    expected = reference_tokens(pair, request)
+    assert len(expected) == NEW_TOKENS
+    assert len(set(expected)) >= 8, "a loop of a few tokens proves little"
+    assert our_tokens(pair.ours, request) == expected
+
+
+@pytest.mark.parametrize("images", [0, 1, 3])
+def test_fp32_bundle_says_the_same_64_tokens_as_transformers(exact_pair: Pair, images: int) -> None:
+    assert_same_tokens(exact_pair, images)
+
+
+@pytest.mark.parametrize("images", [0, 1, 3])
+@pytest.mark.parametrize(
+    ("shape", "name", "block_size", "symmetric"),
+    [
+        ("tied", "int4", 32, False),
+        ("untied", "int4", 128, True),
+        ("deep", "int4", 64, False),
+        ("real heads", "int4", 256, False),
+        ("tied", "int8", 128, True),
+        ("deep", "int8", 32, False),
+    ],
+)
+def test_quantized_bundle_says_what_transformers_says_with_the_dequantized_weights(
+    shape: str, name: str, block_size: int, symmetric: bool, images: int, tmp_path: Path
+) -> None:
+    assert name in ("int4", "int8")
+    recipe = make_recipe(name, block_size, symmetric=symmetric, accuracy_level=0)
+    assert_same_tokens(load_pair(shape, recipe, tmp_path), images)
+
+
+def test_vision_features_equal_transformers_within_1e_4(exact_pair: Pair) -> None:
+    request = make_request(exact_pair.ours, 3)
+    inputs = image_inputs(request)
+    with torch.no_grad():
+        expected = exact_pair.reference.model.visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"])
+    features = np.concatenate([exact_pair.ours._vision.encode(patches) for patches in request.images])
+    np.testing.assert_allclose(features, expected.pooler_output.numpy(), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("images", [0, 1, 3])
+def test_positions_equal_get_rope_index(exact_pair: Pair, images: int) -> None:
+    request = make_request(exact_pair.ours, images)
+    ids = torch.from_numpy(request.token_ids)[None]
+    inputs = image_inputs(request)
+    expected, _ = exact_pair.reference.model.get_rope_index(
+        ids,
+        mm_token_type_ids=inputs.get("mm_token_type_ids", torch.zeros_like(ids, dtype=torch.int32)),
+        image_grid_thw=inputs.get("image_grid_thw"),
+    )
+    np.testing.assert_array_equal(request.positions, expected[:, 0].numpy())
+
+
+def prefill_in_parts(model: MedVLM, request: Request, split: int) -> NDArray[np.float32]:
+    """The logits after the prompt, prefilled in two calls."""
+    embeddings = model._embed(request, [model._vision.encode(patches) for patches in request.images])
+    model._decoder.length = 0
+    model._write_rotary(request)
+    model._decoder.prefill(embeddings[:split])
+    return model._decoder.prefill(embeddings[split:]).copy()
+
+
+def test_a_prefill_split_anywhere_gives_the_same_tokens(exact_pair: Pair) -> None:
+    model = exact_pair.ours
+    request = make_request(model, 1)
+    expected = our_tokens(model, request)
+    whole = prefill_in_parts(model, request, len(request.token_ids) // 2)
+    for split in range(1, len(request.token_ids)):
+        logits = prefill_in_parts(model, request, split)
+        np.testing.assert_allclose(logits, whole, atol=1e-4, rtol=1e-4)
+        tokens = [int(np.argmax(logits))]
+        while len(tokens) < (NEW_TOKENS if split % 40 == 1 else 4):
+            tokens.append(int(np.argmax(model._step(tokens[-1]))))
+        assert tokens == expected[: len(tokens)], f"split after {split} tokens"
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 100])
+def test_the_size_of_prefill_chunks_changes_no_token(
+    exact_pair: Pair, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = make_request(exact_pair.ours, 3)
+    expected = our_tokens(exact_pair.ours, request)
+    monkeypatch.setattr(decoder_module, "PREFILL_CHUNK", chunk)
+    assert our_tokens(exact_pair.ours, request) == expected
+
+
+def test_going_back_to_a_prefix_leaves_nothing_of_what_followed(exact_pair: Pair) -> None:
+    long, short = make_request(exact_pair.ours, 3), make_request(exact_pair.ours, 0)
+    expected = our_tokens(exact_pair.ours, short)
+    our_tokens(exact_pair.ours, long)
+    assert our_tokens(exact_pair.ours, short) == expected
+
+
+@pytest.mark.parametrize(("name", "bound"), [("int4", 0.995), ("int8", 0.995)])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_accuracy_level_4_keeps_the_direction_of_the_logits(
+    shape: str, name: str, bound: float, tmp_path: Path
+) -> None:
+    """Rounding activations to int8 per block may turn the logits by this much, cosine, from float32 products."""
+    assert name in ("int4", "int8")
+    SHAPES[shape].write(tmp_path / "checkpoint")
+    logits = []
+    for level in (0, 4):
+        out = tmp_path / f"level{level}"
+        export(tmp_path / "checkpoint", out, make_recipe(name, 32, accuracy_level=level))
+        model = MedVLM.load(out, threads=1)
+        request = make_request(model, 1)
+        logits.append(prefill_in_parts(model, request, 1).astype(np.float64))
+    cosine = logits[0] @ logits[1] / np.linalg.norm(logits[0]) / np.linalg.norm(logits[1])
+    print(f"cosine of the logits at accuracy_level 4, {shape} {name}: {cosine:.5f}")  # noqa: T201
+    assert cosine > bound
