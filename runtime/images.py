@@ -3,16 +3,15 @@
 Files are recognized by their content, never by their name, and only PNG, JPEG, BMP, TIFF and WebP are tried. Of an
 animated or multi-page file the first frame is used, and a note says so. The EXIF orientation is applied.
 
-Modes become RGB through Pillow's `convert("RGB")`, after the EXIF orientation, as `transformers.image_utils.load_image`
-does: grey is repeated, palettes are looked up, alpha is dropped and the colours under it stay. (The image *processor*
-of transformers 5.23 composites onto white when it is handed an image that still has alpha.)
+Modes become RGB as `Qwen2VLImageProcessorPil` makes them, after the EXIF orientation: grey is repeated, palettes are
+looked up, CMYK and the like go through Pillow's `convert("RGB")`, and whatever is transparent is laid over white.
 
-Greys of more than 8 bits are the exception, because Pillow clips them at 255: modes I;16, I;16B, I;16L, I;16N, mode
-I within 0..65535, and uint16 arrays are scaled by their bit depth. That is the smallest of 8, 10, 12, 14 and 16 bits
-which holds the brightest pixel, and a level is `round(value * 255 / (2**bits - 1))`. So a 12-bit scan in a 16-bit file
-keeps its contrast, and black stays black. Mode I outside that range and mode F have no such depth and are refused.
-16-bit *colour* files never reach the scaling: Pillow itself keeps the high byte of each sample. And a 16-bit TIFF
-whose photometric interpretation is white-is-zero comes out inverted, since Pillow turns only the 8-bit ones round.
+Greys of more than 8 bits are the exception, because Pillow clips them at 255: modes I;16, I;16B, I;16L, I;16N, mode I
+within 0..65535, and uint16 arrays are scaled by their bit depth. That is the least of 8, 10, 12, 14 and 16 bits which
+holds the brightest pixel, and a level is `round(value * 255 / (2**bits - 1))`. So a 12-bit scan in a 16-bit file keeps
+its contrast, and black stays black; where a TIFF says that zero is white, as radiographs may, the levels are turned
+round. Mode I outside that range and mode F have no such depth and are refused. 16-bit *colour* files never reach the
+scaling: Pillow itself keeps the high byte of each sample.
 """
 
 import contextlib
@@ -39,6 +38,9 @@ MAX_PIXELS = 100_000_000
 MAX_FILE_BYTES = 2**30
 BIT_DEPTHS = (8, 10, 12, 14, 16)
 
+# TIFF's PhotometricInterpretation, and its value where zero is white.
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
+
 # Pillow counts a TIFF's pages in time that grows with their square: a hostile file could keep it at that for hours.
 _MAX_COUNTED_FRAMES = 1000
 _SCALED_AT_ONCE = 2**20
@@ -56,7 +58,7 @@ class LoadedImage:
 def load_image(source: ImageSource) -> LoadedImage:
     """Read `source`: a path, the bytes of a file, a Pillow image (left as it is), or an array.
 
-    Arrays are `[h, w]`, `[h, w, 1]`, `[h, w, 3]` (RGB) or `[h, w, 4]` (RGBA) of uint8, uint16 or bool.
+    Arrays are `[h, w]`, `[h, w, 1]`, `[h, w, 3]` (RGB) of uint8, uint16 or bool, or `[h, w, 4]` (RGBA) of uint8.
 
     Raises `InputError`, one line that names the file, for everything that cannot be read: no such file, a folder, a
     device, more than 1 GiB or 100 megapixels (known from the header, before any pixel is decoded), another format,
@@ -170,29 +172,40 @@ def _count_frames(image: Image.Image) -> int:
 def _checked_upright_rgb(image: Image.Image, name: str) -> Image.Image:
     """A new RGB image: `image` decoded, turned upright and converted."""
     _check_size(image.size, name)
+    # Pillow turns the levels of 8-bit TIFFs whose zero is white, and leaves deeper ones; turning upright loses the tag.
+    zero_is_white = getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO
     with _one_line_errors(name):
-        return _to_rgb(ImageOps.exif_transpose(image), name)
+        return _to_rgb(ImageOps.exif_transpose(image), name, zero_is_white=zero_is_white)
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+def _to_rgb(image: Image.Image, name: str, *, zero_is_white: bool = False) -> Image.Image:
     if image.mode == "F":
         raise InputError(f"{name} has floating-point pixels; save it with 8 or 16 bits a pixel")
     if image.mode == "I" or image.mode.startswith("I;16"):
-        return Image.fromarray(_eight_bit_levels(np.asarray(image), name)).convert("RGB")
+        levels = _eight_bit_levels(np.asarray(image), name)
+        return Image.fromarray(255 - levels if zero_is_white else levels).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or image.info.get("transparency") is not None:
+        return _over_white(image)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
 
 
 def _from_array(array: npt.NDArray[Any]) -> Image.Image:
     name = "the image array"
     if array.dtype.newbyteorder("=") not in (np.uint8, np.uint16, np.bool_):
         raise InputError(f"{name} is {_one_line(str(array.dtype))}; give uint8, uint16 or bool")
+    if array.dtype.itemsize == 2 and array.shape[2:] == (4,):
+        raise InputError(f"{name} has 16-bit transparency; give its colours alone, [h, w, 3]")
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         raise InputError(f"{name} has the shape {list(array.shape)}; give {_ARRAY_SHAPES}")
     _check_size((array.shape[1], array.shape[0]), name)
     grey = array.ndim == 2 or array.shape[2] == 1
-    # Alpha goes before the scaling, so that an opaque 65535 does not set the bit depth of the colours.
-    colours = array.reshape(array.shape[:2]) if grey else array[..., :3]
-    return Image.fromarray(_array_levels(colours, name)).convert("RGB")
+    levels = _array_levels(array.reshape(array.shape[:2]) if grey else array, name)
+    return _to_rgb(Image.fromarray(levels), name)
 
 
 def _array_levels(array: npt.NDArray[Any], name: str) -> npt.NDArray[np.uint8]:
