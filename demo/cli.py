@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import shlex
 import tempfile
 import time
 from collections.abc import Iterator
@@ -28,13 +29,13 @@ def demo(save: Path | None) -> None:
     if importlib.util.find_spec("onnx") is None or importlib.util.find_spec("jinja2") is None:
         raise InputError("the demo exports a model; pip install 'medvlm[cpu,export]'")
     if save is not None:
-        _check_save(save)
+        _make_empty(save)
     with contextlib.ExitStack() as stack:
         directory = save or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        directory.mkdir(parents=True, exist_ok=True)
         run(directory)
     if save is not None:
-        click.echo(f'Saved. Try: medvlm ask {save / BUNDLE} {save / IMAGE} -q "{QUESTION.splitlines()[0]}"')
+        paths = shlex.join([str(save / BUNDLE), str(save / IMAGE)])
+        click.echo(f'Saved. Try: medvlm ask {paths} -q "{QUESTION.splitlines()[0]}"')
 
 
 def run(directory: Path) -> None:
@@ -59,9 +60,13 @@ def run(directory: Path) -> None:
     click.echo("\nThe weights are random, so the answer is noise. What was shown is that the whole path works here.")
 
 
-def _check_save(save: Path) -> None:
-    if save.exists() and (not save.is_dir() or any(save.iterdir())):
-        raise InputError(f"{save} exists and is not an empty directory; choose another one for --save")
+def _make_empty(save: Path) -> None:
+    try:
+        if save.exists() and (not save.is_dir() or any(save.iterdir())):
+            raise InputError(f"{save} exists and is not an empty directory; choose another one for --save")
+        save.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{save} cannot be made ({error.strerror}); choose another directory for --save") from None
 
 
 @contextlib.contextmanager

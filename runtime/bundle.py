@@ -4,9 +4,11 @@ import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from .errors import BundleError
+from .external_data import external_locations
 from .manifest import MANIFEST, FileEntry, Manifest
 
 VISION = "vision_encoder.onnx"
@@ -34,13 +36,13 @@ class Bundle:
 def read_manifest(directory: Path) -> Manifest:
     """The manifest of the bundle in `directory`. Raises `BundleError`."""
     path = directory / MANIFEST
-    if not directory.is_dir():
-        raise BundleError(f"{directory} is not a directory; give a bundle that medvlm-export wrote")
-    if not path.is_file() or path.is_symlink():
-        raise BundleError(f"{directory} has no {MANIFEST}; give a bundle that medvlm-export wrote")
-    if path.stat().st_size > _MAX_MANIFEST_BYTES:
-        raise BundleError(f"{path} is too large for a manifest; export the bundle again")
     try:
+        if not directory.is_dir():
+            raise BundleError(f"{directory} is not a directory; give a bundle that medvlm-export wrote")
+        if not path.is_file() or path.is_symlink():
+            raise BundleError(f"{directory} has no {MANIFEST}; give a bundle that medvlm-export wrote")
+        if path.stat().st_size > _MAX_MANIFEST_BYTES:
+            raise BundleError(f"{path} is too large for a manifest; export the bundle again")
         manifest = Manifest.from_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BundleError(f"cannot read {path}: {error.strerror}") from None
@@ -73,17 +75,24 @@ def find_faults(
     """
     faults = []
     for name, entry in manifest.files.items():
-        fault = _outside(directory, name) or _file_fault(directory / name, name, entry)
-        if (
-            not fault
-            and hash_files
-            and sha256(directory / name, lambda size, name=name: progress(name, size)) != entry.sha256
-        ):
-            fault = f"{name} has changed (its sha256 differs)"
+        path, read = directory / name, partial(progress, name)
+        try:
+            fault = _outside(directory, name) or _file_fault(path, name, entry)
+            if not fault and hash_files and sha256(path, read) != entry.sha256:
+                fault = f"{name} has changed (its sha256 differs)"
+            fault = fault or _graph_fault(path, name)
+        except OSError as error:
+            fault = f"{name} cannot be read ({error.strerror})"
         faults += [fault] if fault else []
+    return faults + [f"{name} is not in the manifest" for name in _extra(directory, manifest)]
+
+
+def _extra(directory: Path, manifest: Manifest) -> list[str]:
     known = {*manifest.files, MANIFEST}
-    extra = sorted(path.name for path in directory.iterdir() if path.name not in known)
-    return faults + [f"{name} is not in the manifest" for name in extra]
+    try:
+        return sorted(path.name for path in directory.iterdir() if path.name not in known)
+    except OSError as error:
+        raise BundleError(f"{directory} cannot be listed ({error.strerror}); check its permissions") from None
 
 
 def _outside(directory: Path, name: str) -> str:
@@ -91,7 +100,8 @@ def _outside(directory: Path, name: str) -> str:
     if name in ("", ".", "..") or Path(name).name != name or "\\" in name:
         return f"{name!r} names a file outside the folder"
     path = directory / name
-    if path.is_symlink() and directory.resolve() not in path.resolve().parents:
+    # Not Path.resolve, which fails on links that lead in a circle.
+    if path.is_symlink() and directory.resolve() not in Path(os.path.realpath(path)).parents:
         return f"{name} is a link that leaves the folder"
     return ""
 
@@ -103,6 +113,17 @@ def _file_fault(path: Path, name: str, entry: FileEntry) -> str:
         return f"{name} is not a file"
     size = path.stat().st_size
     return "" if size == entry.size else f"{name} has {size} bytes and should have {entry.size}"
+
+
+def _graph_fault(path: Path, name: str) -> str:
+    """A fault where the file is a graph that takes weights from anywhere but its own data file."""
+    if path.suffix != ".onnx":
+        return ""
+    try:
+        elsewhere = sorted(external_locations(path) - {f"{name}.data"})
+    except ValueError as error:
+        return f"{name} is not an ONNX graph ({error})"
+    return f"{name} takes weights from {elsewhere[0]!r} and not from {name}.data" if elsewhere else ""
 
 
 def sha256(path: Path, progress: Callable[[int], None] = lambda size: None) -> str:

@@ -1,6 +1,7 @@
 """The `medvlm` command: ask, info, verify."""
 
 import dataclasses
+import io
 import json
 import sys
 import time
@@ -9,7 +10,7 @@ from pathlib import Path
 import click
 
 from .bundle import find_faults, open_bundle, read_manifest
-from .commands import CommandGroup, shown_item
+from .commands import CommandGroup, plain, shown_item
 from .errors import InputError
 from .images import load_image
 from .manifest import Manifest
@@ -19,6 +20,8 @@ from .reasoning import ReasoningFilter
 from .result import Answer
 from .session import DEVICES, check_device
 
+# A terminal obeys control characters, and the model may write any.
+_CONTROL = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 _BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
 
 
@@ -26,6 +29,9 @@ _BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
 @click.version_option(package_name="medvlm")
 def main() -> None:
     """Ask MedVLM-R1 about medical images, offline. A research model: it is no medical device."""
+    # A model writes characters that not every terminal's encoding has.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 @main.command()
@@ -79,7 +85,7 @@ def ask(
     stream = model.run(request, max_new_tokens, preprocess_s=preprocess_s)
     answer = _show(stream, quiet=as_json)
     if as_json:
-        click.echo(json.dumps(dataclasses.asdict(answer), ensure_ascii=False))
+        click.echo(json.dumps(dataclasses.asdict(answer)))
     else:
         click.echo(_choice_line(answer, request.options))
         click.echo(_timing_line(answer))
@@ -103,7 +109,7 @@ def verify(bundle: Path) -> None:
     ) as bar:
         faults = find_faults(bundle, manifest, hash_files=True, progress=lambda name, size: bar.update(size, name))
     for fault in faults:
-        click.echo(fault, err=True)
+        click.echo(plain(fault), err=True)
     if faults:
         sys.exit(1)
     click.echo(f"{bundle}: {len(manifest.files)} files, {total / 1e9:.2f} GB, all as the manifest says")
@@ -133,10 +139,10 @@ def _show(stream: Stream, *, quiet: bool) -> Answer:
     reasoning = ReasoningFilter()
     for piece in stream:
         if not quiet:
-            click.echo(reasoning.feed(piece), nl=False)
+            click.echo(reasoning.feed(piece).translate(_CONTROL), nl=False)
             sys.stdout.flush()
     if not quiet:
-        click.echo(reasoning.flush().rstrip() + "\n")
+        click.echo(reasoning.flush().rstrip().translate(_CONTROL) + "\n")
     return stream.answer
 
 
@@ -163,8 +169,11 @@ def _timing_line(answer: Answer) -> str:
 def _read_question(question: str) -> str:
     if question != "-":
         return question
+    if sys.stdin is None:
+        raise InputError("standard input is closed; give the question with -q")
     try:
-        return sys.stdin.buffer.read().decode("utf-8").strip()
+        # A file from Windows may start with a byte order mark and end its lines with \r\n.
+        return sys.stdin.buffer.read().decode("utf-8-sig").replace("\r\n", "\n").strip()
     except UnicodeDecodeError:
         raise InputError("the question on standard input is not UTF-8 text; save it as UTF-8") from None
 

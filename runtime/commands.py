@@ -13,7 +13,12 @@ _ENTRY_POINTS = "medvlm.commands"
 
 def one_line(error: MedVLMError) -> str:
     """The error as one line for stderr."""
-    return "Error: " + " ".join(str(error).split())
+    return "Error: " + plain(" ".join(str(error).split()))
+
+
+def plain(text: str) -> str:
+    r"""`text` with everything unprintable escaped: a file may be named `a\nb`, or hold a terminal's control codes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def shown_item(item: object) -> str:

@@ -5,12 +5,20 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from .errors import BundleError
+
 
 class EmbeddingTable:
-    """Rows [vocab_size, hidden_size] of fp16 or fp32, of which a question touches a few hundred."""
+    """Rows [vocab_size, hidden_size] of fp16 or fp32, of which a question touches a few hundred.
+
+    Raises `BundleError` where the file has another size.
+    """
 
     def __init__(self, path: Path, dtype: str, vocab_size: int, hidden_size: int) -> None:
         stored = np.dtype(dtype).newbyteorder("<")
+        size, wanted = path.stat().st_size, vocab_size * hidden_size * stored.itemsize
+        if size != wanted:
+            raise BundleError(f"{path} has {size} bytes and the manifest's dimensions want {wanted}; export again")
         self._table = np.memmap(path, stored, mode="r", shape=(vocab_size, hidden_size))
 
     def rows(self, token_ids: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -7,7 +7,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
+
+from .detokenize import TextStream
+from .errors import MedVLMError
 
 FinishReason = Literal["end", "answer", "length", "context"]
 """Why decoding stopped: an end token, a closed answer, --max-new-tokens, or a full context."""
@@ -20,7 +22,10 @@ Step = Callable[[int], NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Token:
-    """One new token: its id, the text that it completes, and why decoding ends with it, if it does."""
+    """One new token: its id, the text that it completes, and why decoding ends with it, if it does.
+
+    The texts of all tokens add up to the decoding of all ids.
+    """
 
     id: int
     text: str
@@ -39,16 +44,18 @@ def greedy(
     """Yield the most likely token, again and again.
 
     logits: [vocab_size] after the prompt. free_slots: how many tokens the cache still takes; the last token of an
-    answer needs none.
+    answer needs none. Raises `MedVLMError` where the logits hold NaN, which argmax finds before any number.
     """
-    stream = DecodeStream(skip_special_tokens=True)
+    stream = TextStream(tokenizer)
     tail = ""
     for count in range(1, max_new_tokens + 1):
         token_id = int(np.argmax(logits))
-        text = stream.step(tokenizer, token_id) or ""
+        if np.isnan(logits[token_id]):
+            raise MedVLMError("the decoder computed NaN instead of numbers; verify the bundle or export it again")
+        text = stream.feed(token_id)
         tail = (tail + text)[-len(STOP_TEXT) - len(text) :]
         reason = _finish_reason(token_id in end_ids, STOP_TEXT in tail, count == max_new_tokens, count > free_slots)
-        yield Token(token_id, text, reason)
+        yield Token(token_id, text + stream.flush() if reason else text, reason)
         if reason:
             return
         logits = step(token_id)

@@ -2,8 +2,9 @@
 
 import dataclasses
 import json
-import types
+import sys
 import typing
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -11,6 +12,10 @@ from .errors import BundleError
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+
+_LARGEST = 2**31 - 1
+_MOST_LAYERS = 1000
+_SHARED = ("patch_size", "temporal_patch_size", "merge_size")
 
 T = TypeVar("T")
 
@@ -154,13 +159,35 @@ class Manifest:
         except (ValueError, RecursionError) as error:
             raise BundleError(f"{MANIFEST} is not JSON ({error}); export the bundle again") from None
         version = data.get("format_version") if isinstance(data, dict) else None
-        if not isinstance(version, int):
+        if type(version) is not int or version < 1:
             raise BundleError(f"{MANIFEST} has no format_version; this is not a medvlm bundle")
         if version > FORMAT_VERSION:
             raise BundleError(
                 f"the bundle's format is {version} and this medvlm reads up to {FORMAT_VERSION}; upgrade medvlm"
             )
-        return _read(cls, data, MANIFEST)
+        manifest = _read(cls, data, MANIFEST)
+        for fault in _contradictions(manifest):
+            raise BundleError(f"{MANIFEST}: {fault}; export the bundle again")
+        return manifest
+
+
+def _contradictions(manifest: Manifest) -> Iterator[str]:
+    """What no export writes, and what would fail in the middle of a question or mislead it."""
+    text, vision, images = manifest.text, manifest.vision, manifest.preprocessing
+    numbers = [value for part in (text, vision, images) for value in vars(part).values() if type(value) in (int, float)]
+    if min(*numbers, *images.image_std) <= 0 or max(numbers) > _LARGEST or text.layers > _MOST_LAYERS:
+        yield "a dimension is not positive, or too large"
+    if any(getattr(vision, name) != getattr(images, name) for name in _SHARED):
+        yield "vision and preprocessing disagree on the patches"
+    if vision.out_dim != text.hidden_size or vision.embed_dim % (4 * vision.num_heads):
+        yield "the vision encoder's widths do not fit together"
+    sections = text.mrope_section
+    if len(sections) != 3 or min(sections) < 0 or 2 * sum(sections) != text.head_size:
+        yield "mrope_section does not fit the head size"
+    if manifest.embedding_dtype not in ("float16", "float32"):
+        yield f"the embeddings' type {manifest.embedding_dtype!r} is not known"
+    if not 0 <= manifest.image_token_id < text.vocab_size:
+        yield "the image token is not in the vocabulary"
 
 
 def _read(kind: Any, value: Any, where: str) -> Any:
@@ -173,14 +200,22 @@ def _read(kind: Any, value: Any, where: str) -> Any:
         if len(kinds) == len(value):
             return tuple(_read(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
     if origin is dict and isinstance(value, dict):
-        return {str(k): _read(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
+        return {_read(str, k, where): _read(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
     if kind is Any:
         return value
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(kind, type) and not isinstance(kind, types.GenericAlias) and type(value) is kind:
-        return value
-    raise BundleError(f"{where} is not what it should be ({kind}); export the bundle again")
+    if _is_scalar(kind, value):
+        return kind(value)
+    raise BundleError(f"{where} is not what it should be ({getattr(kind, '__name__', kind)}); export the bundle again")
+
+
+def _is_scalar(kind: Any, value: Any) -> bool:
+    if kind is float:
+        # JSON has integers that no float holds, and Python's reads NaN and Infinity too.
+        return type(value) in (int, float) and abs(value) <= sys.float_info.max
+    if kind is str and isinstance(value, str):
+        # An escaped half of a surrogate pair is JSON but no text.
+        return not any("\ud800" <= c <= "\udfff" for c in value)
+    return kind in (int, bool) and type(value) is kind
 
 
 def _read_dataclass(kind: type[T], value: Any, where: str) -> T:

@@ -18,7 +18,7 @@ from .images import ImageSource, LoadedImage
 from .positions import mrope_tables
 from .processor import Processor, Request
 from .result import Answer, Timings
-from .session import check_device
+from .session import check_device, one_line_failures
 from .vision import VisionEncoder
 
 DEFAULT_MAX_NEW_TOKENS = 512
@@ -51,8 +51,9 @@ class MedVLM:
         self.processor = processor or Processor(bundle)
         self.max_length = context_length(bundle, max_length)
         threads = _check_threads(threads)
-        self._vision = VisionEncoder(bundle.path(VISION), bundle.manifest.vision, threads)
-        self._decoder = Decoder(bundle.path(DECODER), dims, self.max_length, threads)
+        with one_line_failures("loading"):
+            self._vision = VisionEncoder(bundle.path(VISION), bundle.manifest.vision, threads)
+            self._decoder = Decoder(bundle.path(DECODER), dims, self.max_length, threads)
         self._embeddings = EmbeddingTable(
             bundle.path(EMBEDDINGS), bundle.manifest.embedding_dtype, dims.vocab_size, dims.hidden_size
         )
@@ -129,12 +130,14 @@ class MedVLM:
 
     def generate(self, request: Request, max_new_tokens: int, clock: "Clock") -> Iterator[Token]:
         """The tokens of an answer, each stage's time marked on `clock`."""
-        features = [self._vision.encode(image) for image in request.images]
+        with one_line_failures("the vision encoder"):
+            features = [self._vision.encode(image) for image in request.images]
         clock.mark("vision")
         self._decoder.length = 0
         embeddings = self._embed(request, features)
         self._write_rotary(request)
-        logits = self._decoder.prefill(embeddings)
+        with one_line_failures("prefill"):
+            logits = self._decoder.prefill(embeddings)
         clock.mark("prefill")
         yield from greedy(
             logits,
@@ -151,7 +154,9 @@ class MedVLM:
             raise MedVLMError("this stream ended when another question was asked; read one stream at a time")
 
     def _step(self, token_id: int) -> NDArray[np.float32]:
-        return self._decoder.step(self._embeddings.rows(np.array([token_id]))[0])
+        embedding = self._embeddings.rows(np.array([token_id]))[0]
+        with one_line_failures("decode"):
+            return self._decoder.step(embedding)
 
     def _embed(self, request: Request, features: list[NDArray[np.float32]]) -> NDArray[np.float32]:
         """The prompt's embeddings [tokens, hidden_size], the images' features in place of their tokens."""
@@ -187,7 +192,6 @@ class Stream(Iterator[str]):
     def __init__(self, model: MedVLM, request: Request, max_new_tokens: int, preprocess_s: float) -> None:
         self._model, self._request, self._preprocess_s = model, request, preprocess_s
         self._tokens: list[Token] = []
-        self._clock: Clock | None = None
         self._source = self._generate(max_new_tokens)
         self._answer: Answer | None = None
 
@@ -204,23 +208,18 @@ class Stream(Iterator[str]):
     def _generate(self, max_new_tokens: int) -> Iterator[str]:
         self._model.check_active(self)
         clock = Clock()
-        shown = ""
         for token in self._model.generate(self._request, max_new_tokens, clock):
             if not self._tokens:
                 clock.mark("first")
             self._tokens.append(token)
             if token.text:
-                shown += token.text
                 yield token.text
                 self._model.check_active(self)
         clock.mark("decode")
-        text = self._model.processor.tokenizer.decode([token.id for token in self._tokens])
-        self._answer = self._read(text, clock)
-        # A character whose last bytes never came is shown as tokenizers decodes it.
-        if len(text) > len(shown):
-            yield text[len(shown) :]
+        self._answer = self._read(clock)
 
-    def _read(self, text: str, clock: Clock) -> Answer:
+    def _read(self, clock: Clock) -> Answer:
+        text = "".join(token.text for token in self._tokens)
         parsed = parse_answer(text, self._request.options)
         last = self._tokens[-1]
         return Answer(

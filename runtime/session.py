@@ -1,7 +1,9 @@
 """onnxruntime sessions, with its telemetry off."""
 
+import contextlib
 import importlib.util
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +17,8 @@ if TYPE_CHECKING:
 
 DEVICES = ("auto", "cpu")
 
-_LOG_ERRORS_ONLY = 3
+# Errors are raised as well; logged, they would be second lines.
+_LOG_FATAL_ONLY = 4
 
 
 def check_device(device: str) -> None:
@@ -34,7 +37,7 @@ def open_session(path: Path, threads: int | None) -> "onnxruntime.InferenceSessi
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = _LOG_ERRORS_ONLY
+    options.log_severity_level = _LOG_FATAL_ONLY
     options.intra_op_num_threads = threads or 0
     # The graphs are one chain: a second pool would only take threads from the first.
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
@@ -42,6 +45,17 @@ def open_session(path: Path, threads: int | None) -> "onnxruntime.InferenceSessi
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise MedVLMError(f"onnxruntime cannot load {path.name}: {_first_line(error)}") from error
+
+
+@contextlib.contextmanager
+def one_line_failures(what: str) -> Iterator[None]:
+    """Turn whatever onnxruntime raises at `what` into a `MedVLMError`: it has no common base class."""
+    try:
+        yield
+    except MedVLMError:
+        raise
+    except Exception as error:
+        raise MedVLMError(f"onnxruntime failed at {what}: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:

@@ -1,0 +1,216 @@
+"""Greedy decoding over a made-up model: what ends it, and which text comes when."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from medvlm.demo.random_checkpoint import make_tokenizer
+from medvlm.runtime import MedVLMError
+from medvlm.runtime.detokenize import TextStream
+from medvlm.runtime.generate import Token, greedy
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+# One token a byte, and six special tokens after the 256.
+BYTES = make_tokenizer()
+END = 258
+# As many again as no token stands for: padding of the embedding table.
+VOCABULARY = 524
+
+
+def ids_of(data: str | bytes) -> list[int]:
+    """The tokens of `data`, one a byte: byte-level vocabularies write what does not print as letters from U+0100."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    symbols = {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
+    text = data.encode() if isinstance(data, str) else data
+    vocabulary = BYTES.get_vocab()
+    return [vocabulary[symbols[byte]] for byte in text]
+
+
+def one_hot(token_id: int) -> NDArray[np.float32]:
+    return np.eye(VOCABULARY, dtype=np.float32)[token_id]
+
+
+class Script:
+    """A model that says `ids` whatever happens, and remembers what it was given."""
+
+    def __init__(self, ids: Sequence[int]) -> None:
+        self.ids = list(ids)
+        self.steps: list[int] = []
+
+    def __call__(self, token_id: int) -> NDArray[np.float32]:
+        self.steps.append(token_id)
+        return one_hot(self.ids[len(self.steps)])
+
+    def run(self, max_new_tokens: int = 100, free_slots: int = 1000, tokenizer: Tokenizer = BYTES) -> list[Token]:
+        return list(
+            greedy(
+                one_hot(self.ids[0]),
+                self,
+                tokenizer=tokenizer,
+                end_ids=(END, 256),
+                max_new_tokens=max_new_tokens,
+                free_slots=free_slots,
+            )
+        )
+
+
+def reasons(tokens: Sequence[Token]) -> set[str | None]:
+    """The reasons of all tokens but the last, which alone may have one."""
+    return {token.finish_reason for token in tokens[:-1]}
+
+
+@pytest.mark.parametrize("end", [END, 256])
+def test_any_end_token_ends_it_and_adds_no_text(end: int) -> None:
+    script = Script([*ids_of("ab"), end])
+    tokens = script.run()
+    assert [token.id for token in tokens] == [*ids_of("ab"), end]
+    assert [token.text for token in tokens] == ["a", "b", ""]
+    assert tokens[-1].finish_reason == "end"
+    assert reasons(tokens) == {None}
+    assert script.steps == ids_of("ab")
+
+
+def test_first_token_may_be_the_end() -> None:
+    script = Script([END])
+    assert script.run() == [Token(END, "", "end")]
+    assert script.steps == []
+
+
+def test_closed_answer_ends_it_though_its_tag_is_many_tokens() -> None:
+    script = Script(ids_of("<answer>B</answer> and more"))
+    tokens = script.run()
+    assert "".join(token.text for token in tokens) == "<answer>B</answer>"
+    assert tokens[-1].finish_reason == "answer"
+    assert reasons(tokens) == {None}
+
+
+def test_closed_answer_within_one_longer_token_ends_it() -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["B</answer>, for certain"])
+    script = Script([*ids_of("<answer>"), tokenizer.get_vocab()["B</answer>, for certain"], END])
+    tokens = script.run(tokenizer=tokenizer)
+    assert tokens[-1].finish_reason == "answer"
+    assert tokens[-1].text == "B</answer>, for certain"
+
+
+@pytest.mark.parametrize("text", ["</answer >", "</ answer>", "<answer>", "</answe r>", "</Answer>", "/answer>"])
+def test_what_is_no_closing_tag_does_not_end_it(text: str) -> None:
+    assert Script([*ids_of(text), END]).run()[-1].finish_reason == "end"
+
+
+def test_max_new_tokens_ends_it_without_another_step() -> None:
+    script = Script(ids_of("abcdef"))
+    tokens = script.run(max_new_tokens=3)
+    assert [token.text for token in tokens] == ["a", "b", "c"]
+    assert tokens[-1].finish_reason == "length"
+    assert script.steps == ids_of("ab")
+
+
+def test_full_cache_ends_it_and_the_last_token_takes_no_slot() -> None:
+    script = Script(ids_of("abcdef"))
+    tokens = script.run(free_slots=2)
+    assert [token.text for token in tokens] == ["a", "b", "c"]
+    assert tokens[-1].finish_reason == "context"
+    assert script.steps == ids_of("ab")
+
+
+def test_full_cache_still_gives_the_token_after_the_prompt() -> None:
+    assert Script(ids_of("a")).run(free_slots=0) == [Token(ids_of("a")[0], "a", "context")]
+
+
+@pytest.mark.parametrize(
+    ("ids", "limit", "slots", "reason"),
+    [
+        ([*ids_of("ab"), END], 3, 2, "end"),
+        (ids_of("</answer>"), 9, 8, "answer"),
+        (ids_of("abc"), 3, 2, "length"),
+        (ids_of("abc"), 4, 2, "context"),
+    ],
+)
+def test_model_s_own_end_goes_before_a_limit(ids: list[int], limit: int, slots: int, reason: str) -> None:
+    assert Script(ids).run(limit, slots)[-1].finish_reason == reason
+
+
+def test_characters_of_several_tokens_come_whole() -> None:
+    tokens = Script([*ids_of("a€😀é"), END]).run()
+    assert [token.text for token in tokens] == ["a", "", "", "€", "", "", "", "😀", "", "é", ""]
+
+
+def test_character_that_is_never_finished_is_shown_at_the_end() -> None:
+    tokens = Script([*ids_of(b"a\xe2\x82"), END]).run()
+    assert [token.text for token in tokens][:3] == ["a", "", ""]
+    assert "".join(token.text for token in tokens) == "a\ufffd"
+
+
+@pytest.mark.parametrize("limit", [2, 3])
+def test_character_cut_by_a_limit_is_shown_at_the_end(limit: int) -> None:
+    tokens = Script(ids_of("a€b")).run(max_new_tokens=limit)
+    assert "".join(token.text for token in tokens) == "a\ufffd"
+
+
+@given(st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=40))
+@example([*ids_of(b"\xe2\x82\xe2\x82\xac\xff\xf0"), 400, *ids_of("</answer>")])
+def test_pieces_add_up_to_the_decoding_of_all_ids(ids: list[int]) -> None:
+    tokens = Script([*ids, END]).run()
+    said = [token.id for token in tokens]
+    assert said == [*ids, END][: len(said)]
+    assert "".join(token.text for token in tokens) == BYTES.decode(said)
+    assert tokens[-1].finish_reason in ("end", "answer")
+
+
+@given(st.lists(st.integers(0, VOCABULARY - 1), max_size=40), st.data())
+def test_stream_of_text_forgets_nothing_when_flushed_anywhere(ids: list[int], data: st.DataObject) -> None:
+    stream = TextStream(BYTES)
+    cut = data.draw(st.integers(0, len(ids)))
+    first = "".join(map(stream.feed, ids[:cut])) + stream.flush()
+    second = "".join(map(stream.feed, ids[cut:])) + stream.flush()
+    assert first == BYTES.decode(ids[:cut])
+    assert second == BYTES.decode(ids[cut:])
+    assert stream.flush() == ""
+
+
+@given(st.text(max_size=30))
+def test_text_is_streamed_as_it_was_said(text: str) -> None:
+    tokens = Script([*ids_of(text), END]).run(max_new_tokens=200)
+    assert "".join(token.text for token in tokens) == text
+
+
+def test_byte_table_is_the_tokenizer_s() -> None:
+    assert ids_of("Aé€😀 \n") == BYTES.encode("Aé€😀 \n").ids
+
+
+def test_most_likely_token_is_taken_and_of_equals_the_first() -> None:
+    logits = np.full(VOCABULARY, -5, np.float32)
+    logits[[ids_of("b")[0], ids_of("c")[0]]] = -1
+    (token,) = greedy(logits, one_hot, tokenizer=BYTES, end_ids=(), max_new_tokens=1, free_slots=9)
+    assert token.text == "b"
+
+
+@pytest.mark.parametrize("step", [0, 2])
+def test_logits_that_are_no_numbers_are_a_failure(step: int) -> None:
+    """An answer picked from NaN would look like any other."""
+    script = Script(ids_of("abc"))
+
+    def broken(token_id: int) -> NDArray[np.float32]:
+        logits = script(token_id)
+        if len(script.steps) == step:
+            logits[-1] = np.nan
+        return logits
+
+    first = one_hot(script.ids[0])
+    if step == 0:
+        first[-1] = np.nan
+    tokens = greedy(first, broken, tokenizer=BYTES, end_ids=(), max_new_tokens=3, free_slots=9)
+    assert [next(tokens).text for _ in range(step)] == ["a", "b"][:step]
+    with pytest.raises(MedVLMError, match="NaN"):
+        next(tokens)
+
+
+@pytest.mark.parametrize("kind", [list, tuple, set, frozenset])
+def test_end_ids_may_be_any_collection(kind: Callable[[list[int]], list[int]]) -> None:
+    tokens = greedy(one_hot(END), one_hot, tokenizer=BYTES, end_ids=kind([END]), max_new_tokens=9, free_slots=9)
+    assert next(tokens).finish_reason == "end"
