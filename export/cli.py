@@ -8,10 +8,16 @@ from typing import Literal
 import click
 
 from ..runtime.commands import ErrorCommand, shown_item
+from ..runtime.errors import InputError
 from ..runtime.manifest import Manifest
-from .convert import Checkpoint, bundle_bytes, open_checkpoint, write_bundle
-from .output import check_output, check_space
-from .recipe import Recipe, make_recipe
+
+try:
+    from .convert import Checkpoint, bundle_bytes, open_checkpoint, write_bundle
+    from .output import check_output, check_space
+    from .recipe import Recipe, make_recipe
+except ModuleNotFoundError as error:
+    click.echo(f"Error: {error.name} is not installed; pip install 'medvlm[export]'", err=True)
+    sys.exit(InputError.exit_code)
 
 BLOCK_SIZES = ("32", "64", "128", "256")
 

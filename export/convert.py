@@ -25,7 +25,7 @@ from ..runtime.manifest import (
     Source,
 )
 from .chat_template import QWEN2_VL_CHAT_TEMPLATE, prompt_parts, read_chat_template
-from .config import ModelConfig, read_config, read_generation, read_preprocessing
+from .config import PREPROCESSOR_FILES, ModelConfig, read_config, read_generation, read_preprocessing
 from .decoder import build_decoder
 from .graph import GraphBuilder
 from .layers import Layers, ReadTensor
@@ -33,6 +33,7 @@ from .output import atomic_directory, check_output, check_space
 from .recipe import Precision, Recipe
 from .safetensors import TensorInfo, check_tensors, find_tensors
 from .tensors import EMBEDDING, HEAD, expected_tensors
+from .tokenizer import check_tokenizer
 from .vision import build_vision
 
 Progress = Callable[[str, int], None]
@@ -62,22 +63,29 @@ class Checkpoint:
 
 def open_checkpoint(directory: Path) -> Checkpoint:
     """Read and check a checkpoint directory; no tensor data is read. Raises `CheckpointError`."""
+    try:
+        return _open(directory)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {error.filename or directory}: {error.strerror or error}") from None
+
+
+def _open(directory: Path) -> Checkpoint:
     if not directory.is_dir():
         raise CheckpointError(f"{directory} is not a directory; give the directory of a Hugging Face checkpoint")
     config = read_config(directory)
     preprocessing = read_preprocessing(directory, config.vision)
     generation = read_generation(directory, config)
-    if not (directory / TOKENIZER).is_file():
-        raise CheckpointError(f"{directory} has no {TOKENIZER}; download the checkpoint's tokenizer too")
+    template = read_chat_template(directory)
+    prompt = prompt_parts(template or QWEN2_VL_CHAT_TEMPLATE)
+    check_tokenizer(directory / TOKENIZER, prompt.image, config.image_token_id, config.text.vocab_size)
     expected = expected_tensors(config.vision, config.text)
     tensors = find_tensors(directory)
     check_tensors(tensors, expected)
-    template = read_chat_template(directory)
     return Checkpoint(
         directory=directory,
         config=config,
         preprocessing=preprocessing,
-        prompt=prompt_parts(template or QWEN2_VL_CHAT_TEMPLATE),
+        prompt=prompt,
         generation=generation,
         tensors={name: tensors[name] for name in expected},
         has_template=template is not None,
@@ -170,7 +178,7 @@ class _Writer:
     def _write_embeddings(self) -> None:
         """The table [vocab_size, hidden_size], raw and row by row: what the runtime maps into memory."""
         table = self._read(EMBEDDING)
-        if self.recipe.embedding == "float16" and np.abs(table).max() > _FLOAT16_MAX:
+        if self.recipe.embedding == "float16" and max(table.max(), -table.min()) > _FLOAT16_MAX:
             raise CheckpointError(f"{EMBEDDING} has values beyond fp16's range; export it with --fp32")
         stored = np.ascontiguousarray(table, np.dtype(self.recipe.embedding).newbyteorder("<"))
         path, data = self.out / EMBEDDINGS, stored.data.cast("B")
@@ -196,6 +204,7 @@ class _Writer:
 
     def _source(self) -> Source:
         files = {info.file for info in self.checkpoint.tensors.values()}
-        files |= {self.checkpoint.directory / name for name in ("config.json", TOKENIZER, "preprocessor_config.json")}
+        settings = (self.checkpoint.directory / name for name in ("config.json", TOKENIZER, *PREPROCESSOR_FILES))
+        files |= {path for path in settings if path.is_file()}
         digests = {path.name: sha256(path) for path in sorted(files)}
         return Source(self.checkpoint.directory.resolve().name, self.checkpoint.config.raw, digests)

@@ -2,16 +2,17 @@
 
 import contextlib
 import os
+import secrets
 import shutil
 import signal
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
-from ..runtime.errors import InputError, MedVLMError
+from ..runtime.errors import CheckpointError, InputError, MedVLMError
 from ..runtime.manifest import MANIFEST
+from .config import read_json
 
 # The graphs, the manifest, and what a file system takes for itself.
 _SPACE_MARGIN = 64 * 1024**2
@@ -23,15 +24,32 @@ def check_output(out: Path, checkpoint: Path, *, force: bool) -> None:
         raise InputError(f"{out.parent} is not a directory; create it first")
     if not os.access(out.parent, os.W_OK | os.X_OK):
         raise InputError(f"{out.parent} is not writable; choose another OUT")
+    if out.is_symlink():
+        raise InputError(f"{out} exists and is a link; choose another OUT")
     resolved, source = out.resolve(), checkpoint.resolve()
     if resolved == source or resolved in source.parents or source in resolved.parents:
         raise InputError(f"OUT {out} and the checkpoint {checkpoint} lie in each other; choose another OUT")
-    if not os.path.lexists(out):
+    if not out.exists():
         return
     if not force:
         raise InputError(f"{out} exists; choose another OUT, or give --force to replace it")
-    if out.is_symlink() or not out.is_dir() or not ((out / MANIFEST).is_file() or not any(out.iterdir())):
+    _check_replaceable(out)
+
+
+def _check_replaceable(out: Path) -> None:
+    """Raise `InputError` unless `out` is empty or a bundle, damaged or not, with nothing of the user's beside it."""
+    if out.is_dir() and not any(out.iterdir()):
+        return
+    try:
+        manifest = read_json(out / MANIFEST)
+    except CheckpointError:
+        manifest = {}
+    files = manifest.get("files")
+    if "format_version" not in manifest or not isinstance(files, dict):
         raise InputError(f"{out} exists and is not a bundle; --force replaces only bundles and empty directories")
+    foreign = sorted(path.name for path in out.iterdir() if path.name not in {MANIFEST, *files})
+    if foreign:
+        raise InputError(f"{out} holds {foreign[0]}, which is no part of a bundle; move it before --force")
 
 
 def check_space(out: Path, needed: int) -> None:
@@ -50,44 +68,63 @@ def atomic_directory(out: Path) -> Iterator[Path]:
     An existing `out` is set aside first and put back if the new one cannot take its place. A disk that fills up is
     reported as `MedVLMError`. Only a killed process (SIGKILL, power) leaves the sibling, `.OUT.*.partial`, behind.
     """
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
-    try:
-        with _terminate_as_interrupt():
+    out = out.resolve()
+    partial = _sibling(out, "partial")
+    with _terminate_as_interrupt():
+        try:
+            partial.mkdir()
             yield partial
-            partial.chmod(0o755)
             _sync(partial)
             _replace(partial, out)
-    except OSError as error:
-        raise MedVLMError(f"could not write {out}: {error.strerror or error}; nothing was left behind") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        except OSError as error:
+            raise MedVLMError(f"could not write {out}: {error.strerror or error}; nothing was left behind") from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _replace(partial: Path, out: Path) -> None:
     if not out.exists():
         partial.rename(out)
         return
-    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".replaced", dir=out.parent))
-    out.rename(aside / out.name)
+    aside = _sibling(out, "replaced")
     try:
+        out.rename(aside)
         partial.rename(out)
     except BaseException:
-        (aside / out.name).rename(out)
-        aside.rmdir()
+        if not out.exists():
+            _put_back(aside, out)
         raise
-    shutil.rmtree(aside, ignore_errors=True)
+    finally:
+        if out.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def _put_back(aside: Path, out: Path) -> None:
+    try:
+        aside.rename(out)
+    except OSError as error:
+        raise MedVLMError(f"could not write {out}: {error.strerror or error}; the old one is now {aside}") from error
+
+
+def _sibling(out: Path, suffix: str) -> Path:
+    """A name beside `out` that nothing has."""
+    return out.with_name(f".{out.name}.{secrets.token_hex(4)}.{suffix}")
 
 
 def _sync(directory: Path) -> None:
     """Flush every file to the disk, so that a power cut after the rename cannot leave an empty one."""
     for path in directory.iterdir():
-        with path.open("rb") as file:
+        # Windows flushes only files that are open for writing.
+        with path.open("rb+") as file:
             os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
 def _terminate_as_interrupt() -> Iterator[None]:
-    """While it lasts, SIGTERM ends the work as Ctrl-C does, so that what was written is removed."""
+    """While it lasts, SIGTERM and a closed terminal end the work as Ctrl-C does: what was written is removed.
+
+    Signals that the program ignores (nohup) or handles itself stay as they are.
+    """
 
     def interrupt(_signal: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -95,8 +132,12 @@ def _terminate_as_interrupt() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = signal.signal(signal.SIGTERM, interrupt)
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    taken = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)

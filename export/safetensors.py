@@ -36,7 +36,10 @@ class TensorInfo:
 
     def read(self) -> NDArray[np.float32]:
         """The tensor as float32, in its shape. bf16 and fp16 values are kept exactly."""
-        stored = np.fromfile(self.file, _DTYPES[self.dtype], math.prod(self.shape), offset=self.offset)
+        try:
+            stored = np.fromfile(self.file, _DTYPES[self.dtype], math.prod(self.shape), offset=self.offset)
+        except OSError as error:
+            raise CheckpointError(f"cannot read {self.file}: {error.strerror or error}") from None
         if stored.size != math.prod(self.shape):
             raise CheckpointError(f"{self.file} became shorter while it was read; download the checkpoint again")
         if self.dtype == "BF16":
@@ -47,11 +50,14 @@ class TensorInfo:
 
 
 def find_tensors(directory: Path) -> dict[str, TensorInfo]:
-    """Every tensor of the checkpoint by name. Raises `CheckpointError` for a missing, truncated or foreign file."""
-    if (directory / INDEX).is_file():
-        return _read_index(directory)
+    """Every tensor of the checkpoint by name. Raises `CheckpointError` for a missing, truncated or foreign file.
+
+    Where there is both one file and an index, the one file is read, as transformers does.
+    """
     if (directory / SINGLE).is_file():
         return _read_header(directory / SINGLE)
+    if (directory / INDEX).is_file():
+        return _read_index(directory)
     if any(directory.glob("*.bin")):
         raise CheckpointError(f"{directory} has only .bin weights; convert them to safetensors first (transformers)")
     raise CheckpointError(f"{directory} has neither {SINGLE} nor {INDEX}; download the checkpoint again")
@@ -92,13 +98,25 @@ def _read_header(path: Path) -> dict[str, TensorInfo]:
     if not isinstance(header, dict):
         raise CheckpointError(f"{path} is not a safetensors file; download it again")
     entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-    return {name: _tensor_info(path, name, entry, 8 + length, size) for name, entry in entries.items()}
+    tensors = {name: _tensor_info(path, name, entry, 8 + length, size) for name, entry in entries.items()}
+    _check_layout(path, tensors, 8 + length, size)
+    return tensors
+
+
+def _check_layout(path: Path, tensors: dict[str, TensorInfo], start: int, size: int) -> None:
+    """The format wants tensors to follow each other without overlaps and gaps, to the end of the file."""
+    for name, info in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
+        if info.offset != start:
+            raise CheckpointError(f"{path}: {name} overlaps another tensor or leaves a gap; download it again")
+        start += info.nbytes
+    if start != size:
+        raise CheckpointError(f"{path} has {size - start} bytes after its last tensor; download it again")
 
 
 def _tensor_info(path: Path, name: str, entry: Any, data_start: int, size: int) -> TensorInfo:
     try:
         dtype, shape, (begin, end) = str(entry["dtype"]), tuple(entry["shape"]), entry["data_offsets"]
-        sound = all(isinstance(n, int) and n >= 0 for n in (*shape, begin, end)) and begin <= end
+        sound = all(type(n) is int and n >= 0 for n in (*shape, begin, end)) and begin <= end
     except (KeyError, TypeError, ValueError):
         sound, dtype, shape, begin, end = False, "", (), 0, 0
     if not sound:
@@ -106,7 +124,7 @@ def _tensor_info(path: Path, name: str, entry: Any, data_start: int, size: int) 
     if data_start + end > size:
         raise _truncated(path, f"{name} ends at byte {data_start + end} and the file has {size}")
     if dtype in _DTYPES and math.prod(shape) * _DTYPES[dtype].itemsize != end - begin:
-        raise CheckpointError(f"{path}: {name} has {end - begin} bytes, which its shape {list(shape)} does not need")
+        raise CheckpointError(f"{path}: {name} and its shape {list(shape)} differ in size; download it again")
     return TensorInfo(path, dtype, shape, data_start + begin, end - begin)
 
 
