@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,9 +40,10 @@ def pictures(count: int) -> list[np.ndarray]:
 def reference_ids(processor: Processor, text: str, images: int) -> list[int]:
     """transformers: chat template, each image token repeated in the text, tokenizer."""
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=processor.tokenizer)
-    content = [{"type": "image"}] * images + [{"type": "text", "text": text}]
+    content: list[dict[str, Any]] = [{"type": "image"}] * images + [{"type": "text", "text": text}]
+    messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
     prompt = tokenizer.apply_chat_template(
-        [{"role": "user", "content": content}],
+        messages,
         chat_template=QWEN2_VL_CHAT_TEMPLATE,
         add_generation_prompt=True,
         tokenize=False,
