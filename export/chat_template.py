@@ -41,6 +41,9 @@ QWEN2_VL_CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
+# Where transformers looks for a template, in its order.
+TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
+
 # White space at both ends shows a template that trims, quotes and angle brackets one that escapes, the tags one that
 # treats reasoning in a special way. Real questions have all of them.
 _PROBES = (
@@ -77,13 +80,12 @@ def prompt_parts(template: str) -> PromptParts:
 def read_chat_template(directory: Path) -> str | None:
     """The chat template saved with the checkpoint in `directory`; None where there is none.
 
-    Looks where transformers does, in its order: chat_template.jinja, chat_template.json, tokenizer_config.json. Raises
-    `CheckpointError` for a file that cannot be read or is not what its name says.
+    Raises `CheckpointError` for a file that cannot be read or is not what its name says.
     """
-    jinja_file = directory / "chat_template.jinja"
+    jinja_file = directory / TEMPLATE_FILES[0]
     if jinja_file.exists():
         return _read_text(jinja_file)
-    for name in ("chat_template.json", "tokenizer_config.json"):
+    for name in TEMPLATE_FILES[1:]:
         if (directory / name).exists():
             template = _read_json_template(directory / name)
             if template is not None:

@@ -9,6 +9,8 @@ from ..runtime.errors import CheckpointError
 from ..runtime.manifest import Generation, Preprocessing, TextDims, VisionDims
 
 ARCHITECTURE = "Qwen2VLForConditionalGeneration"
+CONFIG = "config.json"
+GENERATION = "generation_config.json"
 # Where transformers looks for the image processor's settings, in its order; the first is what it writes since 5.
 PREPROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 
@@ -48,7 +50,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_config(directory: Path) -> ModelConfig:
     """Read config.json. Raises `CheckpointError` for another architecture or values that do not fit together."""
-    path = directory / "config.json"
+    path = directory / CONFIG
     if not path.is_file():
         raise CheckpointError(f"{directory} has no config.json; give the directory of a Hugging Face checkpoint")
     raw = read_json(path)
@@ -108,7 +110,7 @@ def _image_processor(directory: Path) -> tuple[Path, dict[str, Any]]:
 
 def read_generation(directory: Path, config: ModelConfig) -> Generation:
     """The end tokens of generation_config.json, or config.json's where there is none."""
-    path = directory / "generation_config.json"
+    path = directory / GENERATION
     ids = _token_ids(read_json(path).get("eos_token_id"), path) if path.is_file() else ()
     ids = ids or config.eos_token_ids
     if not ids:

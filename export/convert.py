@@ -24,8 +24,16 @@ from ..runtime.manifest import (
     PromptParts,
     Source,
 )
-from .chat_template import QWEN2_VL_CHAT_TEMPLATE, prompt_parts, read_chat_template
-from .config import PREPROCESSOR_FILES, ModelConfig, read_config, read_generation, read_preprocessing
+from .chat_template import QWEN2_VL_CHAT_TEMPLATE, TEMPLATE_FILES, prompt_parts, read_chat_template
+from .config import (
+    CONFIG,
+    GENERATION,
+    PREPROCESSOR_FILES,
+    ModelConfig,
+    read_config,
+    read_generation,
+    read_preprocessing,
+)
 from .decoder import build_decoder
 from .graph import GraphBuilder
 from .layers import Layers, ReadTensor
@@ -204,7 +212,7 @@ class _Writer:
 
     def _source(self) -> Source:
         files = {info.file for info in self.checkpoint.tensors.values()}
-        settings = (self.checkpoint.directory / name for name in ("config.json", TOKENIZER, *PREPROCESSOR_FILES))
-        files |= {path for path in settings if path.is_file()}
+        settings = (CONFIG, GENERATION, TOKENIZER, *PREPROCESSOR_FILES, *TEMPLATE_FILES)
+        files |= {path for name in settings if (path := self.checkpoint.directory / name).is_file()}
         digests = {path.name: sha256(path) for path in sorted(files)}
         return Source(self.checkpoint.directory.resolve().name, self.checkpoint.config.raw, digests)

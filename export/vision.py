@@ -2,8 +2,6 @@
 
 import dataclasses
 
-import numpy as np
-
 from ..runtime.manifest import VisionDims
 from .graph import MICROSOFT
 from .layers import Layers
@@ -79,7 +77,7 @@ def _merger(layers: Layers, dims: VisionDims, normed: str) -> None:
     normed -> Reshape [visual tokens, merged_dim] -> mlp.0 -> Gelu -> mlp.2 -> image_features
     """
     graph = layers.graph
-    shape = layers.graph.add_weight("merged_shape", np.array([-1, dims.merged_dim], np.int64))
+    shape = layers.constant("merged_shape", [-1, dims.merged_dim])
     rows = graph.add_node("Reshape", [normed, shape], "merger")
     hidden = layers.linear(rows, ["visual.merger.mlp.0"], "merger/mlp.0", bias=True)
     act = graph.add_node("Gelu", [hidden], "merger", domain=MICROSOFT)

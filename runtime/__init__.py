@@ -1,7 +1,8 @@
 """Bundle to answers: the runtime of MedVLM-R1. Needs onnxruntime, numpy, Pillow, tokenizers and click."""
 
 from .errors import BundleError, CheckpointError, InputError, MedVLMError
-from .model import MedVLM, Stream
+from .model import MedVLM
 from .result import Answer, Timings
+from .stream import Stream
 
 __all__ = ["Answer", "BundleError", "CheckpointError", "InputError", "MedVLM", "MedVLMError", "Stream", "Timings"]

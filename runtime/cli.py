@@ -14,11 +14,12 @@ from .commands import CommandGroup, plain, shown_item
 from .errors import InputError
 from .images import load_image
 from .manifest import Manifest
-from .model import DEFAULT_MAX_LENGTH, DEFAULT_MAX_NEW_TOKENS, MedVLM, Stream, check_fit, context_length
+from .model import DEFAULT_MAX_LENGTH, DEFAULT_MAX_NEW_TOKENS, MedVLM, check_fit, context_length
 from .processor import Processor
 from .reasoning import ReasoningFilter
 from .result import Answer
 from .session import DEVICES, check_device
+from .stream import Stream
 
 # A terminal obeys control characters, and the model may write any.
 _CONTROL = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}

@@ -3,22 +3,23 @@
 import os
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .answer import parse_answer
 from .bundle import DECODER, EMBEDDINGS, VISION, Bundle, open_bundle
 from .decoder import Decoder
 from .embeddings import EmbeddingTable
-from .errors import InputError, MedVLMError
+from .errors import InputError
 from .generate import Token, greedy
 from .images import ImageSource, LoadedImage
 from .positions import mrope_tables
 from .processor import Processor, Request
-from .result import Answer, Timings
+from .result import Answer
 from .session import check_device, one_line_failures
+from .stream import Clock, Stream
 from .vision import VisionEncoder
 
 DEFAULT_MAX_NEW_TOKENS = 512
@@ -58,7 +59,7 @@ class MedVLM:
             bundle.path(EMBEDDINGS), bundle.manifest.embedding_dtype, dims.vocab_size, dims.hidden_size
         )
         self.load_s = time.perf_counter() - started
-        self._active: Stream | None = None
+        self._stream: Stream | None = None
 
     @classmethod
     def load(
@@ -112,7 +113,7 @@ class MedVLM:
         max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
-    ) -> "Stream":
+    ) -> Stream:
         """As `ask`, but yields the text as it comes; the stream's `answer` is there at its end."""
         started = time.perf_counter()
         request = self.processor.prepare(
@@ -122,20 +123,24 @@ class MedVLM:
 
     def run(
         self, request: Request, max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS, *, preprocess_s: float = 0.0
-    ) -> "Stream":
+    ) -> Stream:
         """Answer a prepared request; `preprocess_s` is the time that preparing it took, for the timings."""
         check_fit(request, self.max_length, max_new_tokens)
-        self._active = stream = Stream(self, request, max_new_tokens, preprocess_s)
-        return stream
+        if self._stream is not None:
+            self._stream.replace()
+        self._stream = Stream(
+            request, partial(self._generate, request, max_new_tokens), load_s=self.load_s, preprocess_s=preprocess_s
+        )
+        return self._stream
 
-    def generate(self, request: Request, max_new_tokens: int, clock: "Clock") -> Iterator[Token]:
+    def _generate(self, request: Request, max_new_tokens: int, clock: Clock) -> Iterator[Token]:
         """The tokens of an answer, each stage's time marked on `clock`."""
         with one_line_failures("the vision encoder"):
             features = [self._vision.encode(image) for image in request.images]
         clock.mark("vision")
         self._decoder.length = 0
         embeddings = self._embed(request, features)
-        self._write_rotary(request)
+        self._write_rotary(request, max_new_tokens)
         with one_line_failures("prefill"):
             logits = self._decoder.prefill(embeddings)
         clock.mark("prefill")
@@ -147,11 +152,6 @@ class MedVLM:
             max_new_tokens=max_new_tokens,
             free_slots=self.max_length - len(request.token_ids),
         )
-
-    def check_active(self, stream: "Stream") -> None:
-        """Raise `MedVLMError` where another question was started since: the cache is its own now."""
-        if self._active is not stream:
-            raise MedVLMError("this stream ended when another question was asked; read one stream at a time")
 
     def _step(self, token_id: int) -> NDArray[np.float32]:
         embedding = self._embeddings.rows(np.array([token_id]))[0]
@@ -165,94 +165,12 @@ class MedVLM:
             embeddings[request.token_ids == self.manifest.image_token_id] = np.concatenate(features)
         return embeddings
 
-    def _write_rotary(self, request: Request) -> None:
-        """Rotary rows for the prompt and for all that can follow: the positions after it count up on all three axes."""
-        following = request.positions.max() + 1 + np.arange(self.max_length - len(request.token_ids))
-        positions = np.concatenate([request.positions, np.broadcast_to(following, (3, following.size))], axis=1)
+    def _write_rotary(self, request: Request, new_tokens: int) -> None:
+        """Rotary rows for the prompt and for what follows, whose positions count up on all three axes."""
+        new_tokens = min(new_tokens, self.max_length - len(request.token_ids))
+        following = request.positions.max() + 1 + np.arange(new_tokens)
+        positions = np.concatenate([request.positions, np.broadcast_to(following, (3, new_tokens))], axis=1)
         self._decoder.write_rotary(0, *mrope_tables(positions, self.manifest.text))
-
-
-class Clock:
-    """Marks the ends of stages; `seconds` of a stage run from the mark before it."""
-
-    def __init__(self) -> None:
-        self._last = self.started = time.perf_counter()
-        self.seconds: dict[str, float] = {}
-
-    def mark(self, stage: str) -> None:
-        """End a stage now."""
-        now = time.perf_counter()
-        self.seconds[stage] = now - self._last
-        self._last = now
-
-
-class Stream(Iterator[str]):
-    """The text of one answer, piece by piece; `answer` once it has ended."""
-
-    def __init__(self, model: MedVLM, request: Request, max_new_tokens: int, preprocess_s: float) -> None:
-        self._model, self._request, self._preprocess_s = model, request, preprocess_s
-        self._tokens: list[Token] = []
-        self._source = self._generate(max_new_tokens)
-        self._answer: Answer | None = None
-
-    def __next__(self) -> str:
-        return next(self._source)
-
-    @property
-    def answer(self) -> Answer:
-        """The answer. Raises `MedVLMError` while the stream has not ended."""
-        if self._answer is None:
-            raise MedVLMError("the answer is not complete; read the stream to its end first")
-        return self._answer
-
-    def _generate(self, max_new_tokens: int) -> Iterator[str]:
-        self._model.check_active(self)
-        clock = Clock()
-        for token in self._model.generate(self._request, max_new_tokens, clock):
-            if not self._tokens:
-                clock.mark("first")
-            self._tokens.append(token)
-            if token.text:
-                yield token.text
-                self._model.check_active(self)
-        clock.mark("decode")
-        self._answer = self._read(clock)
-
-    def _read(self, clock: Clock) -> Answer:
-        text = "".join(token.text for token in self._tokens)
-        parsed = parse_answer(text, self._request.options)
-        last = self._tokens[-1]
-        return Answer(
-            text=text,
-            reasoning=parsed.reasoning,
-            choice=parsed.choice,
-            choice_text=parsed.choice_text,
-            strict_choice=parsed.strict_choice,
-            flags=parsed.flags,
-            finish_reason=last.finish_reason or "length",
-            token_ids=tuple(token.id for token in self._tokens),
-            prompt_tokens=len(self._request.token_ids),
-            visual_tokens=self._request.visual_tokens,
-            new_tokens=len(self._tokens),
-            timings=self._timings(clock.seconds),
-            notes=self._request.notes,
-        )
-
-    def _timings(self, seconds: dict[str, float]) -> Timings:
-        prefill_s = seconds["prefill"] + seconds["first"]
-        first_token_s = self._preprocess_s + seconds["vision"] + prefill_s
-        later = len(self._tokens) - 1
-        return Timings(
-            load_s=self._model.load_s,
-            preprocess_s=self._preprocess_s,
-            vision_s=seconds["vision"],
-            prefill_s=prefill_s,
-            first_token_s=first_token_s,
-            decode_s=seconds["decode"],
-            total_s=first_token_s + seconds["decode"],
-            prefill_tokens_per_s=len(self._request.token_ids) / prefill_s,
-            decode_tokens_per_s=later / seconds["decode"] if later else None,
-        )
 
 
 def context_length(bundle: Bundle, max_length: int | None) -> int:

@@ -61,13 +61,14 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixe
     return new_height, new_width
 
 
-def visual_tokens(height: int, width: int, settings: Preprocessing) -> int:
-    """How many tokens an image of `height` x `width` pixels takes in the prompt: one for each merged patch.
+def token_grid(height: int, width: int, settings: Preprocessing) -> tuple[int, int]:
+    """The (height, width) in visual tokens, one for each merged patch, of an image of `height` x `width` pixels.
 
     Raises `InputError` as `smart_resize` does.
     """
+    side = _merged_patch_side(settings)
     new_height, new_width = _resized(height, width, settings)
-    return new_height * new_width // _merged_patch_side(settings) ** 2
+    return new_height // side, new_width // side
 
 
 def preprocess(image: Image.Image, settings: Preprocessing) -> Patches:

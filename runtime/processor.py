@@ -12,9 +12,9 @@ from tokenizers import Tokenizer
 from .bundle import TOKENIZER, Bundle
 from .errors import BundleError, InputError
 from .images import ImageSource, LoadedImage, load_image
-from .manifest import Manifest, Preprocessing
+from .manifest import Manifest
 from .positions import mrope_positions
-from .preprocess import Patches, preprocess, smart_resize, with_pixel_limits
+from .preprocess import Patches, preprocess, token_grid, with_pixel_limits
 from .prompt import check_question, parse_options, question_text, render_prompt
 
 
@@ -65,7 +65,7 @@ class Processor:
         check_question(question, self._reserved)
         settings = with_pixel_limits(self.manifest.preprocessing, min_pixels, max_pixels)
         loaded = [image if isinstance(image, LoadedImage) else load_image(image) for image in images]
-        grids = [_token_grid(image, settings) for image in loaded]
+        grids = [token_grid(image.pixels.height, image.pixels.width, settings) for image in loaded]
         self._check_length(question, grids)
         prompt = render_prompt(self.manifest.prompt, question_text(question, raw), len(loaded))
         token_ids = self._expand(self.tokenizer.encode(prompt, add_special_tokens=False).ids, grids)
@@ -96,14 +96,6 @@ class Processor:
         repeats = np.ones_like(tokens)
         repeats[tokens == self.manifest.image_token_id] = [math.prod(grid) for grid in grids]
         return np.repeat(tokens, repeats)
-
-
-def _token_grid(image: LoadedImage, settings: Preprocessing) -> tuple[int, int]:
-    """The (height, width) of an image in visual tokens."""
-    factor = settings.patch_size * settings.merge_size
-    width, height = image.pixels.size
-    height, width = smart_resize(height, width, factor, settings.min_pixels, settings.max_pixels)
-    return height // factor, width // factor
 
 
 def _load_tokenizer(path: Path) -> Tokenizer:

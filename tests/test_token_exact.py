@@ -223,7 +223,7 @@ def prefill_in_parts(model: MedVLM, request: Request, split: int) -> NDArray[np.
     """The logits after the prompt, prefilled in two calls."""
     embeddings = model._embed(request, [model._vision.encode(patches) for patches in request.images])
     model._decoder.length = 0
-    model._write_rotary(request)
+    model._write_rotary(request, NEW_TOKENS)
     model._decoder.prefill(embeddings[:split])
     return model._decoder.prefill(embeddings[split:]).copy()
 

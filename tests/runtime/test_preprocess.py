@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import math
 import tracemalloc
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from medvlm.runtime.errors import InputError
 from medvlm.runtime.images import load_image
 from medvlm.runtime.manifest import Preprocessing
-from medvlm.runtime.preprocess import Patches, preprocess, smart_resize, visual_tokens, with_pixel_limits
+from medvlm.runtime.preprocess import Patches, preprocess, smart_resize, token_grid, with_pixel_limits
 from PIL import Image
 from transformers.image_utils import load_image as transformers_load_image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -224,7 +225,7 @@ def test_visual_tokens_are_a_quarter_of_transformers_patches(height: int, width:
     if max(height, width) / min(height, width) > 200:
         return
     processor = Qwen2VLImageProcessorPil(min_pixels=HUB.min_pixels, max_pixels=HUB.max_pixels)
-    assert visual_tokens(height, width, HUB) * 4 == processor.get_number_of_image_patches(height, width)
+    assert math.prod(token_grid(height, width, HUB)) * 4 == processor.get_number_of_image_patches(height, width)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +233,7 @@ def test_visual_tokens_are_a_quarter_of_transformers_patches(height: int, width:
 )
 def test_visual_tokens_of_known_sizes(height: int, width: int, tokens: int) -> None:
     # 1024 x 1024 is above max_pixels: 512 tokens at most, sqrt(512) = 22.6, so 22 x 22.
-    assert visual_tokens(height, width, HUB) == tokens
+    assert math.prod(token_grid(height, width, HUB)) == tokens
 
 
 def test_a_side_200_times_the_other_is_read_and_one_pixel_more_is_not() -> None:
@@ -241,7 +242,7 @@ def test_a_side_200_times_the_other_is_read_and_one_pixel_more_is_not() -> None:
         smart_resize(10, 2001, 28, 3136, 401408)
     assert str(error.value) == "the image is 2001 x 10 pixels; crop it until no side is over 200 times the other"
     with pytest.raises(InputError):
-        visual_tokens(2001, 10, HUB)
+        token_grid(2001, 10, HUB)
     with pytest.raises(InputError):
         preprocess(Image.new("RGB", (2001, 10)), HUB)
 
