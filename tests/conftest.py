@@ -3,11 +3,16 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from medvlm.demo.image import make_image
 from medvlm.demo.random_checkpoint import RandomCheckpoint
 from medvlm.export.convert import export
 from medvlm.export.recipe import make_recipe
 from medvlm.runtime import MedVLM
+
+# An example's time says nothing on a busy machine.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

@@ -428,7 +428,7 @@ def opens_or_is_refused(directory: Path, tmp_path: Path) -> None:
 
 
 @given(data=st.data(), name=st.sampled_from(SETTINGS))
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=250, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_value_in_the_settings_gives_a_bundle_or_an_error(
     data: st.DataObject, name: str, fuzzed: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -446,7 +446,7 @@ def test_any_value_in_the_settings_gives_a_bundle_or_an_error(
 
 
 @given(data=st.data(), name=st.sampled_from([*SETTINGS, "tokenizer.json", "chat_template.json"]))
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=250, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_damaged_bytes_in_the_settings_give_a_bundle_or_an_error(
     data: st.DataObject, name: str, fuzzed: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -386,7 +386,7 @@ def damaged(data: st.DataObject, content: bytes, upto: int) -> bytes:
 
 
 @given(data=st.data())
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_damaged_header_gives_what_the_library_reads_or_an_error(
     data: st.DataObject, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -403,7 +403,7 @@ def test_a_damaged_header_gives_what_the_library_reads_or_an_error(
 
 
 @given(data=st.data())
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_damaged_index_gives_tensors_or_an_error(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

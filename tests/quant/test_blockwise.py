@@ -68,7 +68,7 @@ def test_dequantized_values_are_those_of_the_kernel(bits: int, block_size: int, 
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", [4, 8])
 @given(weight=st_numpy.arrays(np.float32, (3, 40), elements=st.floats(-1e4, 1e4, width=32)))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_element_is_further_off_than_a_scale_allows(bits: int, symmetric: bool, weight: NDArray[np.float32]) -> None:
     packed = quantize(weight, bits, 16, symmetric=symmetric)
     error = np.abs(dequantize(packed) - weight)

@@ -292,7 +292,7 @@ OPTIONS = st.one_of(
 
 
 @given(text=TEXTS, options=OPTIONS)
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1500)
 def test_any_text_is_read_and_only_offered_letters_are_returned(text: str, options: dict[str, str]) -> None:
     parsed = parse_answer(text, options)
     assert parsed.choice is None or parsed.choice in options
@@ -322,4 +322,5 @@ def test_a_megabyte_of_anything_is_read_in_linear_time(piece: str, around: str) 
     text = around.format(piece * (1_000_000 // len(piece)))
     start = time.perf_counter()
     parse_answer(text, NODULE | {"E": "no"})
-    assert time.perf_counter() - start < 5
+    # Quadratic time would be hours; no machine is so busy that a linear pass takes a minute.
+    assert time.perf_counter() - start < 60

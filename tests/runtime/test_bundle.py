@@ -369,7 +369,7 @@ HOSTILE = st.one_of(
 
 # numpy warns where absurd numbers overflow.
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_value_makes_loading_or_asking_fail_in_more_than_a_line(bundle: Path, data: st.DataObject) -> None:
     """Values of the right type that no export writes are refused, or answered, or fail in one line."""
@@ -510,7 +510,7 @@ def test_deeply_nested_graph_is_read_to_its_end(tmp_path: Path) -> None:
     assert external_locations(tmp_path / "graph.onnx") == {"../outside"}
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_reading_any_bytes_finds_the_places_or_raises_value_error(
     tiny_bundle: Path, tmp_path: Path, data: st.DataObject

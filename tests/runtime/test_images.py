@@ -556,7 +556,7 @@ def test_a_damaged_lazy_pillow_image_is_refused() -> None:
     assert "cannot be decoded (" in refusal(Image.open(io.BytesIO(stored[: len(stored) // 2])))
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1500)
 @given(
     sample=st.sampled_from(SAMPLES),
     flips=st.lists(st.tuples(st.integers(0, 2**16), st.integers(1, 255)), min_size=1, max_size=6),
@@ -569,7 +569,7 @@ def test_flipped_bytes_give_an_image_or_one_line(sample: bytes, flips: list[tupl
     check_image_or_one_line(bytes(damaged))
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1500)
 @given(
     sample=st.sampled_from(SAMPLES),
     flips=st.lists(st.tuples(st.integers(0, 199), st.integers(1, 255)), min_size=1, max_size=4),
@@ -581,7 +581,7 @@ def test_flipped_bytes_of_the_header_give_an_image_or_one_line(sample: bytes, fl
     check_image_or_one_line(bytes(damaged))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     magic=st.sampled_from([b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*", b"RIFF\0\1\0\0WEBPVP8X"]),
     rest=st.binary(max_size=300),

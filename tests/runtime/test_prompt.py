@@ -113,7 +113,8 @@ def test_options_of_real_questions_are_those_of_the_dataset(name: str) -> None:
 def test_a_megabyte_of_marks_is_read_in_linear_time(piece: str) -> None:
     start = time.perf_counter()
     parse_options(piece * (1_000_000 // len(piece)))
-    assert time.perf_counter() - start < 5
+    # Quadratic time would be hours; no machine is so busy that a linear pass takes a minute.
+    assert time.perf_counter() - start < 60
 
 
 def test_the_template_is_the_authors_to_the_last_space() -> None:
