@@ -4,9 +4,8 @@ The runtime has no Jinja. It asks one question about some images, and for that e
 `prefix + image * n + question + suffix`. Whether it is so is checked here, not assumed.
 """
 
-import json
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import jinja2
 from jinja2 import meta
@@ -14,6 +13,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ..runtime.errors import CheckpointError
 from ..runtime.manifest import PromptParts
+from .config import read_json
 
 # chat_template.json of Qwen/Qwen2-VL-2B-Instruct on the hub, for a checkpoint that was saved without one.
 QWEN2_VL_CHAT_TEMPLATE = (
@@ -139,11 +139,7 @@ def _read_text(path: Path) -> str:
 
 def _read_json_template(path: Path) -> str | None:
     """The "chat_template" in a JSON file: a string, or a list of {name, template} of which "default" is meant."""
-    try:
-        data: Any = json.loads(_read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path.name} is not JSON: {_one_line(error)}") from error
-    template = data.get("chat_template") if isinstance(data, dict) else None
+    template = read_json(path).get("chat_template")
     if isinstance(template, list):
         named = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]
         template = named[0].get("template") if named else None

@@ -12,8 +12,7 @@ from ..runtime.errors import InputError
 from ..runtime.manifest import Manifest
 
 try:
-    from .convert import Checkpoint, bundle_bytes, open_checkpoint, write_bundle
-    from .output import check_output, check_space
+    from .convert import Checkpoint, check_export, write_bundle
     from .recipe import Recipe, make_recipe
 except ModuleNotFoundError as error:
     click.echo(f"Error: {error.name} is not installed; pip install 'medvlm[export]'", err=True)
@@ -55,9 +54,7 @@ def main(
     Needs neither torch nor transformers. OUT is written whole or not at all.
     """
     recipe = make_recipe(precision, int(block_size), symmetric=symmetric, accuracy_level=int(accuracy_level))
-    opened = open_checkpoint(checkpoint)
-    check_output(out, checkpoint, force=force)
-    check_space(out, bundle_bytes(opened, recipe))
+    opened = check_export(checkpoint, out, recipe, force=force)
     if quiet:
         write_bundle(opened, out, recipe)
         return

@@ -1,9 +1,10 @@
 """Checkpoint to bundle: check everything, then write part by part."""
 
+import contextlib
 import hashlib
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -36,9 +37,9 @@ from .config import (
 )
 from .decoder import build_decoder
 from .graph import GraphBuilder
-from .layers import Layers, ReadTensor
+from .layers import Layers
 from .output import atomic_directory, check_output, check_space
-from .recipe import Precision, Recipe
+from .recipe import Recipe
 from .safetensors import TensorInfo, check_tensors, find_tensors
 from .tensors import EMBEDDING, HEAD, expected_tensors
 from .tokenizer import check_tokenizer
@@ -115,12 +116,17 @@ def bundle_bytes(checkpoint: Checkpoint, recipe: Recipe) -> int:
     return total
 
 
-def export(directory: Path, out: Path, recipe: Recipe, *, force: bool = False) -> Manifest:
-    """Check and convert the checkpoint in `directory`. Raises `CheckpointError`, `InputError`, `MedVLMError`."""
+def check_export(directory: Path, out: Path, recipe: Recipe, *, force: bool = False) -> Checkpoint:
+    """Everything that can be wrong, before any work. Raises `CheckpointError`, and `InputError` for `out`."""
     checkpoint = open_checkpoint(directory)
     check_output(out, directory, force=force)
     check_space(out, bundle_bytes(checkpoint, recipe))
-    return write_bundle(checkpoint, out, recipe)
+    return checkpoint
+
+
+def export(directory: Path, out: Path, recipe: Recipe, *, force: bool = False) -> Manifest:
+    """Check and convert the checkpoint in `directory`. Raises as `check_export`, and `MedVLMError` while writing."""
+    return write_bundle(check_export(directory, out, recipe, force=force), out, recipe)
 
 
 def write_bundle(
@@ -143,18 +149,16 @@ class _Writer:
         self.parts: list[Part] = []
 
     def write(self) -> Manifest:
-        config, started = self.checkpoint.config, time.perf_counter()
-        self._write_vision()
-        self._part("vision encoder", self.recipe.vision.label, [VISION], started)
-        started = time.perf_counter()
-        self._write_decoder()
+        config = self.checkpoint.config
         label = self.recipe.decoder.label
         if self.recipe.head != self.recipe.decoder:
             label += f", head {self.recipe.head.label}"
-        self._part("decoder and head", label, [DECODER], started)
-        started = time.perf_counter()
-        self._write_embeddings()
-        self._part("embedding table", self.recipe.embedding, [EMBEDDINGS], started)
+        with self._part("vision encoder", self.recipe.vision.label):
+            self._write_vision()
+        with self._part("decoder and head", label):
+            self._write_decoder()
+        with self._part("embedding table", self.recipe.embedding):
+            self._write_embeddings()
         shutil.copyfile(self.checkpoint.directory / TOKENIZER, self.out / TOKENIZER)
         self.digests[self.out / TOKENIZER] = sha256(self.out / TOKENIZER)
         return Manifest(
@@ -175,12 +179,13 @@ class _Writer:
 
     def _write_vision(self) -> None:
         with GraphBuilder(self.out / VISION) as graph:
-            build_vision(self._layers(graph, self.recipe.vision), self.checkpoint.config.vision)
+            build_vision(Layers(graph, self._read, self.recipe.vision), self.checkpoint.config.vision)
             self.digests |= graph.save()
 
     def _write_decoder(self) -> None:
         with GraphBuilder(self.out / DECODER) as graph:
-            build_decoder(self._layers(graph, self.recipe.decoder), self.checkpoint.config.text, self.recipe.head)
+            layers = Layers(graph, self._read, self.recipe.decoder)
+            build_decoder(layers, self.checkpoint.config.text, self.recipe.head)
             self.digests |= graph.save()
 
     def _write_embeddings(self) -> None:
@@ -193,10 +198,6 @@ class _Writer:
         path.write_bytes(data)
         self.digests[path] = hashlib.sha256(data).hexdigest()
 
-    def _layers(self, graph: GraphBuilder, precision: Precision) -> Layers:
-        read: ReadTensor = self._read
-        return Layers(graph, read, precision)
-
     def _read(self, name: str) -> NDArray[np.float32]:
         info = self.checkpoint.tensors[name]
         tensor = info.read()
@@ -205,9 +206,12 @@ class _Writer:
         self.progress(name, info.nbytes)
         return tensor
 
-    def _part(self, name: str, precision: str, files: list[str], started: float) -> None:
-        paths = [path for file in files for path in (self.out / file, self.out / f"{file}.data") if path.exists()]
-        size = sum(path.stat().st_size for path in paths)
+    @contextlib.contextmanager
+    def _part(self, name: str, precision: str) -> Iterator[None]:
+        """Keep the time that the block takes, and the size of the files that it writes."""
+        started, before = time.perf_counter(), set(self.digests)
+        yield
+        size = sum(path.stat().st_size for path in self.digests.keys() - before)
         self.parts.append(Part(name, precision, size, round(time.perf_counter() - started, 2)))
 
     def _source(self) -> Source:

@@ -10,8 +10,8 @@ from pathlib import Path
 import click
 
 from .bundle import find_faults, open_bundle, read_manifest
-from .commands import CommandGroup, plain, shown_item
-from .errors import InputError
+from .commands import CommandGroup, shown_item
+from .errors import InputError, plain
 from .images import load_image
 from .manifest import Manifest
 from .model import DEFAULT_MAX_LENGTH, DEFAULT_MAX_NEW_TOKENS, MedVLM, check_fit, context_length

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from .errors import MedVLMError
+from .errors import MedVLMError, plain
 
 _ENTRY_POINTS = "medvlm.commands"
 
@@ -14,11 +14,6 @@ _ENTRY_POINTS = "medvlm.commands"
 def one_line(error: MedVLMError) -> str:
     """The error as one line for stderr."""
     return "Error: " + plain(" ".join(str(error).split()))
-
-
-def plain(text: str) -> str:
-    r"""`text` with everything unprintable escaped: a file may be named `a\nb`, or hold a terminal's control codes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def shown_item(item: object) -> str:

@@ -19,3 +19,8 @@ class BundleError(InputError):
 
 class CheckpointError(InputError):
     """The checkpoint cannot be converted as it is."""
+
+
+def plain(text: str) -> str:
+    r"""`text` with everything unprintable escaped: a file may be named `a\nb`, or hold a terminal's control codes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from .errors import InputError
+from .errors import InputError, plain
 
 ImageSource: TypeAlias = Image.Image | str | os.PathLike[str] | bytes | npt.NDArray[Any]
 
@@ -80,7 +80,7 @@ def load_image(source: ImageSource) -> LoadedImage:
 
 
 def _load_path(path: Path) -> LoadedImage:
-    name = _one_line(str(path))
+    name = plain(str(path))
     with _open_regular(path, name) as stream:
         return _load_stream(stream, name)
 
@@ -197,7 +197,7 @@ def _over_white(image: Image.Image) -> Image.Image:
 def _from_array(array: npt.NDArray[Any]) -> Image.Image:
     name = "the image array"
     if array.dtype.newbyteorder("=") not in (np.uint8, np.uint16, np.bool_):
-        raise InputError(f"{name} is {_one_line(str(array.dtype))}; give uint8, uint16 or bool")
+        raise InputError(f"{name} is {plain(str(array.dtype))}; give uint8, uint16 or bool")
     if array.dtype.itemsize == 2 and array.shape[2:] == (4,):
         raise InputError(f"{name} has 16-bit transparency; give its colours alone, [h, w, 3]")
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
@@ -235,9 +235,4 @@ def _eight_bit_levels(values: npt.NDArray[Any], name: str) -> npt.NDArray[np.uin
 def _reason(error: BaseException) -> str:
     """What `error` says, on one line of moderate length and without the path that an OSError repeats."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return _one_line(text)[:120] or type(error).__name__
-
-
-def _one_line(text: str) -> str:
-    r"""`text` with everything unprintable escaped: a file may be named `a\nb.png`, or not be Unicode at all."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return plain(text)[:120] or type(error).__name__
