@@ -12,7 +12,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from medvlm.demo.random_checkpoint import TEXT, VISION, Dtype, RandomCheckpoint
+from medvlm.demo.hub_layout import Dtype
+from medvlm.demo.random_checkpoint import TEXT, VISION, RandomCheckpoint
 from medvlm.export.convert import export
 from medvlm.export.recipe import make_recipe
 from medvlm.export.safetensors import INDEX, SINGLE, TensorInfo, check_tensors, find_tensors

@@ -1,0 +1,1 @@
+"""Synthetic scans: anatomy drawn as shapes, seeded, with findings that can be present or absent."""

@@ -1,0 +1,1 @@
+"""Training of the demo model: `python -m medvlm.demo.train OUT`. Needs torch and transformers."""

@@ -1,0 +1,71 @@
+"""Answers of the model in training, many at once, greedy or sampled."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import DynamicCache
+
+from .batch import Encoder, embed
+from .supervised import Lesson
+
+MAX_NEW_TOKENS = 96
+
+
+@torch.no_grad()
+def generate(
+    model: Any,
+    encoder: Encoder,
+    lessons: list[Lesson],
+    *,
+    repeats: int = 1,
+    temperature: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> list[NDArray[np.int64]]:
+    """The ids that follow each lesson's prompt, end token included; `repeats` answers a prompt, one after another.
+
+    temperature: 0 takes the likeliest token.
+    """
+    prompts, grids = [lesson.prompt for lesson in lessons], [lesson.grids for lesson in lessons]
+    left = encoder.sequences(prompts, grids, left=True)
+    seen = torch.cat([lesson.seen for lesson in lessons])
+    embedded = embed(model, left, seen, encoder.image_id).repeat_interleave(repeats, 0)
+    positions = left.positions.repeat_interleave(repeats, 1)
+    real = left.real.repeat_interleave(repeats, 0)
+    following = positions.amax((0, 2)) + 1
+    cache = DynamicCache(config=model.model.language_model.config)
+    chosen: list[torch.Tensor] = []
+    ended = torch.zeros(len(real), dtype=torch.bool)
+    for step in range(MAX_NEW_TOKENS):
+        output = model.model.language_model(
+            inputs_embeds=embedded, position_ids=positions, attention_mask=real, past_key_values=cache, use_cache=True
+        )
+        token = _choose(_logits(model, encoder, output.last_hidden_state[:, -1]), temperature, generator)
+        token = torch.where(ended, encoder.end_id, token)
+        chosen.append(token)
+        ended |= token == encoder.end_id
+        if ended.all():
+            break
+        embedded = model.get_input_embeddings()(token[:, None])
+        positions = (following + step)[None, :, None].expand(3, -1, 1)
+        real = torch.cat([real, torch.ones_like(real[:, :1])], 1)
+    return [_until_end(row, encoder.end_id) for row in torch.stack(chosen, 1).numpy()]
+
+
+def _logits(model: Any, encoder: Encoder, hidden: torch.Tensor) -> torch.Tensor:
+    """Logits without the image token, which an answer cannot hold: nothing stands behind it."""
+    logits = model.lm_head(hidden)
+    logits[:, encoder.image_id] = -torch.inf
+    return logits
+
+
+def _choose(logits: torch.Tensor, temperature: float, generator: torch.Generator | None) -> torch.Tensor:
+    if temperature == 0:
+        return logits.argmax(-1)
+    return torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)[:, 0]
+
+
+def _until_end(row: NDArray[np.int64], end_id: int) -> NDArray[np.int64]:
+    ends = np.flatnonzero(row == end_id)
+    return row[: ends[0] + 1] if len(ends) else row
