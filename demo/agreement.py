@@ -21,12 +21,15 @@ def claimed_facts(reasoning: str) -> Facts | None:
 
 
 def agrees(reasoning: str, choice: str | None, question: Question) -> bool:
-    """Whether the chosen letter is the option that the reasoning's own claims make right."""
+    """Whether the chosen letter is the option that the reasoning's claims make right, and that it concludes with."""
     facts = claimed_facts(reasoning)
     if facts is None or choice is None:
         return False
     claim = meaning(facts, question.type)
-    return claim in question.meanings and "ABCD"[question.meanings.index(claim)] == choice
+    if claim not in question.meanings:
+        return False
+    option = question.meanings.index(claim)
+    return "ABCD"[option] == choice and reasoning.endswith(f" {question.named(option)} ({choice}).")
 
 
 def _says(reasoning: str, sentences: tuple[str, ...]) -> bool:

@@ -52,7 +52,8 @@ PLACE_PHRASES = {
     "little finger": "in the little finger",
 }
 
-CONCLUSIONS = ("So the option that fits is: {}.", "This matches the option: {}.")
+# The option, and its letter.
+CONCLUSIONS = ("So the answer is {} ({}).", "The option that fits is {} ({}).")
 
 # What an option of each meaning can read. A yes or no is put in one style through all options of a question.
 MODALITY_OPTIONS = {

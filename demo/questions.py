@@ -48,6 +48,10 @@ class Question:
         """The right letter."""
         return _LETTERS[self.answer]
 
+    def named(self, option: int) -> str:
+        """The text of an option as it stands within a sentence."""
+        return self.options[option].rstrip(".")
+
 
 def meaning(facts: Facts, question_type: str) -> str:
     """What the answer to a question of that type is, e.g. `CT`, `no`, `nodule`, `left`; `none` where there is none."""
@@ -105,13 +109,13 @@ def response(rng: Rng, facts: Facts, question: Question) -> str:
     else:
         seen = pick(rng, phrases.FINDING_SENTENCES[facts.finding])
         seen = seen.format(phrases.PLACE_PHRASES[facts.place]) if facts.place else seen
-    so = conclusion(rng, question)
+    so = conclusion(rng, question, question.answer)
     return f"<think>{what} {seen} {so}</think>\n\n<answer>{question.solution}</answer>"
 
 
-def conclusion(rng: Rng, question: Question) -> str:
-    """The sentence that ends the reasoning: it names the right option."""
-    return pick(rng, phrases.CONCLUSIONS).format(question.options[question.answer].rstrip("."))
+def conclusion(rng: Rng, question: Question, option: int) -> str:
+    """The sentence that ends the reasoning where that option is the right one: its text and its letter."""
+    return pick(rng, phrases.CONCLUSIONS).format(question.named(option), _LETTERS[option])
 
 
 def pick(rng: Rng, choices: "list[_T] | tuple[_T, ...]") -> _T:

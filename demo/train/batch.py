@@ -45,6 +45,23 @@ class Sequences:
     real: torch.Tensor
 
 
+@dataclass(frozen=True)
+class Tokens:
+    """A text's ids, the characters [start, end) that each stands for, and where each stands in the whole sequence.
+
+    An image's token is in `ids` as often as the image has visual tokens, and has one place, that of the first.
+    """
+
+    text: str
+    ids: NDArray[np.int64]
+    spans: list[tuple[int, int]]
+    places: NDArray[np.int64]
+
+    def within(self, start: int, end: int) -> tuple[int, ...]:
+        """Places of the tokens that have characters of [start, end)."""
+        return tuple(int(p) for p, (a, b) in zip(self.places, self.spans, strict=True) if a < end and b > start)
+
+
 class Encoder:
     """The tokenizer and the prompt's form."""
 
@@ -53,23 +70,25 @@ class Encoder:
         vocabulary = tokenizer.get_vocab()
         self.image_id = vocabulary["<|image_pad|>"]
         self.end_id = vocabulary["<|im_end|>"]
-        # How many tokens of an answer follow its letter.
-        self.after_letter = len(self.response("</answer>"))
         self._parts = prompt_parts(QWEN2_VL_CHAT_TEMPLATE)
 
-    def prompt(self, question: Question, grid: tuple[int, int]) -> NDArray[np.int64]:
-        """The ids of a question's whole prompt, the image's tokens among them."""
+    def prompt(self, question: Question, grid: tuple[int, int]) -> Tokens:
+        """A question's whole prompt, the image's tokens among them."""
         text = render_prompt(self._parts, question_text(question.problem, raw=False), 1)
-        ids = self.text(text)
-        return np.repeat(ids, np.where(ids == self.image_id, grid[0] * grid[1], 1))
+        read = self.read(text)
+        repeats = np.where(read.ids == self.image_id, grid[0] * grid[1], 1)
+        return Tokens(text, np.repeat(read.ids, repeats), read.spans, repeats.cumsum() - repeats)
 
-    def text(self, text: str) -> NDArray[np.int64]:
-        """The ids of a text."""
-        return np.array(self.tokenizer.encode(text, add_special_tokens=False).ids, np.int64)
+    def response(self, text: str, start: int = 0) -> Tokens:
+        """An answer, with the token that ends it; its first token stands at `start`."""
+        read = self.read(text, start)
+        return Tokens(text, np.append(read.ids, self.end_id), read.spans, read.places)
 
-    def response(self, text: str) -> NDArray[np.int64]:
-        """The ids of an answer, with the token that ends it."""
-        return np.append(self.text(text), self.end_id)
+    def read(self, text: str, start: int = 0) -> Tokens:
+        """A text whose first token stands at `start`."""
+        encoded = self.tokenizer.encode(text, add_special_tokens=False)
+        ids = np.array(encoded.ids, np.int64)
+        return Tokens(text, ids, encoded.offsets, np.arange(start, start + len(ids)))
 
     def sequences(
         self, rows: list[NDArray[np.int64]], grids: list[list[tuple[int, int]]], *, left: bool = False

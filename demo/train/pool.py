@@ -22,7 +22,9 @@ SIGHTS = tuple(
     )
 )
 _TOKEN = 28  # pixels along a visual token
-_COVERED = 0.2  # of a visual token's square, for the token to count as part of the finding
+# How much of a visual token's square a finding must cover for the token to show a part of it; half of what it covers
+# of any token where it is too small for that.
+_COVERED = 0.2
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ def _draw(split: Split, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8
     height, width = smart_resize(drawn_height, drawn_width, _TOKEN, 3136, 12845056)
     pixels = np.asarray(Image.fromarray(scan.pixels).resize((width, height), Image.Resampling.BICUBIC))
     mask = Image.fromarray(scan.mask.astype(np.float32))
-    covered = np.asarray(mask.resize((width // _TOKEN, height // _TOKEN), Image.Resampling.BOX)) > _COVERED
+    share = np.asarray(mask.resize((width // _TOKEN, height // _TOKEN), Image.Resampling.BOX))
+    shows = share > min(_COVERED, share.max() / 2)
     sight = 1 + SIGHTS.index((scan.finding, scan.place)) if scan.finding else 0
-    return pixels, (covered * sight).astype(np.uint8).ravel()
+    return pixels, (shows * sight).astype(np.uint8).ravel()

@@ -1,8 +1,9 @@
 """Stage 4: GRPO (Shao et al. 2024, arXiv 2402.03300), as MedVLM-R1 itself was made, on questions not seen before.
 
 Of each question the model writes a group of answers. An answer earns 1 for the right letter and 1 for MedVLM-R1's
-form; its advantage is its reward against its group's mean, over the group's deviation. Every answer is used for one
-update, so the ratio of new to old probability is 1 and needs no clipping. A penalty keeps the model near the
+form; its advantage is its reward against its group's mean, over the group's deviation. A group whose rewards are all
+equal teaches nothing and is left out. Every other answer is used for one update, so the ratio of new to old probability
+is 1 and needs no clipping. A penalty keeps the model near the
 supervised one: the KL divergence is estimated as r - log r - 1, r the supervised model's probability over this one's.
 """
 
@@ -21,7 +22,7 @@ from .pool import Sample
 from .sample import generate
 from .supervised import Lesson, answer_logits, make_lesson
 
-QUESTIONS = 8
+QUESTIONS = 16
 GROUP = 8
 TEMPERATURE = 1.0
 _KL_WEIGHT = 0.04
@@ -52,9 +53,11 @@ def grpo_losses(
         "accuracy": float(np.mean([r.accuracy for r in rollouts])),
         "format": float(np.mean([r.format for r in rollouts])),
     }
-    for start in range(0, len(rollouts), _MICRO):
-        loss, kl = _policy_loss(model, reference, encoder, rollouts[start : start + _MICRO])
-        yield loss, {**rewards, "kl": kl}
+    # Where every group is even, a few answers still hold the model to the supervised one.
+    telling = [r for r in rollouts if r.advantage] or rollouts[:_MICRO]
+    for part in np.array_split(np.arange(len(telling)), -(-len(telling) // _MICRO)):
+        loss, kl = _policy_loss(model, reference, encoder, [telling[i] for i in part])
+        yield loss, {**rewards, "telling": len(telling) / len(rollouts), "kl": kl}
 
 
 def advantages(rewards: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -93,6 +96,6 @@ def _policy_loss(model: Any, reference: Any, encoder: Encoder, rollouts: list[Ro
 def _log_probabilities(model: Any, encoder: Encoder, rollouts: list[Rollout]) -> tuple[torch.Tensor, torch.Tensor]:
     """The log-probability of every token of the answers, one answer after another, and the answers' lengths."""
     lessons = [dataclasses.replace(r.lesson, answer=r.answer) for r in rollouts]
-    logits, ids = answer_logits(model, encoder, lessons)
+    logits, ids, _ = answer_logits(model, encoder, lessons)
     logs = (logits / TEMPERATURE).log_softmax(-1)
     return logs.gather(1, ids[:, None])[:, 0], torch.tensor([len(r.answer) for r in rollouts])

@@ -1,16 +1,20 @@
 """Answers of the model in training, many at once, greedy or sampled."""
 
+import inspect
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import DynamicCache
+from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLTextModel
 
 from .batch import Encoder, embed
 from .supervised import Lesson
 
 MAX_NEW_TOKENS = 96
+# The argument was renamed in transformers 5.24.
+_CACHE = "cache" if "cache" in inspect.signature(Qwen2VLTextModel.forward).parameters else "past_key_values"
 
 
 @torch.no_grad()
@@ -39,7 +43,7 @@ def generate(
     ended = torch.zeros(len(real), dtype=torch.bool)
     for step in range(MAX_NEW_TOKENS):
         output = model.model.language_model(
-            inputs_embeds=embedded, position_ids=positions, attention_mask=real, past_key_values=cache, use_cache=True
+            inputs_embeds=embedded, position_ids=positions, attention_mask=real, use_cache=True, **{_CACHE: cache}
         )
         token = _choose(_logits(model, encoder, output.last_hidden_state[:, -1]), temperature, generator)
         token = torch.where(ended, encoder.end_id, token)

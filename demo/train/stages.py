@@ -33,14 +33,14 @@ class Plan:
     """How much of everything."""
 
     seed: int = 0
-    train_scans: int = 12_000
+    train_scans: int = 20_000
     reinforce_scans: int = 2_000
     held_out_scans: int = 200
-    reading_steps: int = 600
-    vision_steps: int = 2_400
+    vision_steps: int = 3_200
+    reading_steps: int = 200
     supervised_steps: int = 2_400
     reinforce_steps: int = 40
-    reading_batch: int = 48
+    reading_batch: int = 16
     batch: int = 16
     micro: int = 8
 
@@ -58,8 +58,8 @@ def train(out: Path, plan: Plan) -> None:
     run = Run(out, {"model": model, "heads": heads, "reference": reference})
     run.log(event="start", finished=run.finished, drawing_s=round(time.monotonic() - started, 1))
 
-    run.train(_reading_stage(model, encoder, plan))
     run.train(_vision_stage(model, heads, train_set, plan))
+    run.train(_reading_stage(model, encoder, plan))
     held_out_seen = encode(model, held_out)
 
     def evaluate() -> Measures:

@@ -113,10 +113,19 @@ def test_reasoning_is_read_back(reasoning: str, claims: Facts | None) -> None:
 
 
 def test_agreement_is_between_the_reasoning_and_its_own_letter_not_the_truth() -> None:
-    left = "This is an axial CT slice of the chest. A round nodule lies in the lung on the left side of the image."
+    seen = "This is an axial CT slice of the chest. A round nodule lies in the lung on the left side of the image."
+    left = f"{seen} So the answer is Left (B)."
     assert agrees(left, "B", WHICH_SIDE)
     assert not agrees(left, "A", WHICH_SIDE)
     assert not agrees(left, None, WHICH_SIDE)
+    # What is seen makes B right, but the reasoning does not conclude with it.
+    for conclusion in (
+        "",
+        " So the answer is Right (A).",
+        " So the answer is Right (B).",
+        " So the answer is Left (A).",
+    ):
+        assert not agrees(seen + conclusion, "B", WHICH_SIDE)
     # The scan shows it on the right: an answer in agreement with itself, and wrong.
     graded = grade(f"<think>{left}</think>\n\n<answer>B</answer>", WHICH_SIDE, Facts("chest CT", "nodule", "right"))
     assert (graded.correct, graded.agrees, graded.truthful) == (True, True, False)

@@ -14,10 +14,10 @@ from medvlm.demo.train.batch import Encoder, images
 from medvlm.demo.train.loop import Run, Stage
 from medvlm.demo.train.model import new_model, write_checkpoint
 from medvlm.demo.train.pool import SIGHTS, load_pool
-from medvlm.demo.train.reinforce import advantages
+from medvlm.demo.train.reinforce import Rollout, _policy_loss, advantages
 from medvlm.demo.train.sample import generate
 from medvlm.demo.train.stages import Plan, train
-from medvlm.demo.train.supervised import answer_logits, make_lesson
+from medvlm.demo.train.supervised import Lesson, answer_logits, make_lesson
 from medvlm.demo.train.tokenizer import train_tokenizer
 from medvlm.demo.train.vision import encode
 from medvlm.export.convert import export
@@ -53,7 +53,7 @@ def logged(out: Path) -> list[dict[str, Any]]:
 
 def test_training_goes_through_its_stages_and_leaves_checkpoints_that_export(trained: Path, tmp_path: Path) -> None:
     stages = [entry["stage"] for entry in logged(trained) if "stage" in entry]
-    assert list(dict.fromkeys(stages)) == ["reading", "vision", "supervised", "reinforce"]
+    assert list(dict.fromkeys(stages)) == ["vision", "reading", "supervised", "reinforce"]
     assert [entry for entry in logged(trained) if "held_out" in entry]
     for name in ("supervised", "checkpoint"):
         export(trained / name, tmp_path / name, make_recipe("int4"))
@@ -126,6 +126,48 @@ def test_advantages_are_rewards_in_their_groups_deviations() -> None:
     assert found == pytest.approx(np.array([[-1.0, 1.0], [0.0, 0.0]]), abs=1e-3)
 
 
+def drawn_lessons(encoder: Encoder, model: Any, count: int, folder: Path) -> list[Lesson]:
+    samples = load_pool("validate", count, folder / "pool.npz")
+    pairs = zip(samples, encode(model, samples), strict=True)
+    return [make_lesson(encoder, np.random.default_rng(i), sample, seen) for i, (sample, seen) in enumerate(pairs)]
+
+
+@torch.no_grad()
+def log_probability(model: Any, encoder: Encoder, lesson: Lesson, answer: Any) -> torch.Tensor:
+    """Of every token of the answer, by transformers' softmax over one row alone."""
+    logits, ids, _ = answer_logits(model, encoder, [dataclasses.replace(lesson, answer=answer)])
+    return torch.distributions.Categorical(logits=logits).log_prob(ids)
+
+
+def test_an_update_makes_the_better_answer_likelier_and_is_held_back_by_the_divergence(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(200)
+    encoder, model, reference = Encoder(tokenizer), new_model(tokenizer, 0), new_model(tokenizer, 1)
+    (lesson,) = drawn_lessons(encoder, model, 1, tmp_path)
+    good, bad = encoder.response("yes it is").ids, encoder.response("no").ids
+    rollouts = [Rollout(lesson, good, 1.0, 1.0, 1.0), Rollout(lesson, bad, 0.0, 1.0, -1.0)]
+    same, divergence = _policy_loss(model, model, encoder, rollouts)
+    assert (float(same.detach()), divergence) == (pytest.approx(0, abs=1e-6), pytest.approx(0, abs=1e-6))
+    before = [float(log_probability(model, encoder, lesson, answer).sum()) for answer in (good, bad)]
+    loss, divergence = _policy_loss(model, reference, encoder, rollouts)
+    # Schulman's estimate of the divergence, r - log r - 1, over each answer's tokens and then over both.
+    by_hand = 0.0
+    for answer in (good, bad):
+        r = (
+            log_probability(reference, encoder, lesson, answer) - log_probability(model, encoder, lesson, answer)
+        ).exp()
+        by_hand += float((r - r.log() - 1).mean()) / 2
+    assert divergence == pytest.approx(by_hand, rel=1e-4)
+    assert float(loss.detach()) == pytest.approx(0.04 * by_hand, rel=1e-3)
+    same.backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter -= 0.01 * parameter.grad
+    after = [float(log_probability(model, encoder, lesson, answer).sum()) for answer in (good, bad)]
+    assert after[0] > before[0]
+    assert after[1] < before[1]
+
+
 def test_pool_keeps_what_was_drawn_as_the_runtime_resizes_it(tmp_path: Path) -> None:
     samples = load_pool("validate", 6, tmp_path / "pool.npz")
     again = load_pool("validate", 6, tmp_path / "pool.npz")
@@ -150,11 +192,8 @@ def test_generation_in_training_is_what_the_runtime_generates(tmp_path: Path) ->
         # Larger weights: with the first ones every token is nearly as likely as any other.
         for parameter in model.parameters():
             parameter.copy_((parameter * 3).bfloat16().float())
+    lessons = drawn_lessons(encoder, model, 6, tmp_path)
     samples = load_pool("validate", 6, tmp_path / "pool.npz")
-    seen = encode(model, samples)
-    lessons = [
-        make_lesson(encoder, np.random.default_rng(i), s, v) for i, (s, v) in enumerate(zip(samples, seen, strict=True))
-    ]
     assert len({len(lesson.prompt) for lesson in lessons}) > 1
     answers = generate(model, encoder, lessons)
     write_checkpoint(model, tokenizer, tmp_path / "checkpoint")
@@ -174,12 +213,9 @@ def test_logits_of_answers_are_those_of_transformers(tmp_path: Path) -> None:
     """Right padding without a mask, against transformers' own whole forward pass of each row alone."""
     tokenizer = train_tokenizer(200)
     encoder, model = Encoder(tokenizer), new_model(tokenizer, 0)
+    lessons = drawn_lessons(encoder, model, 3, tmp_path)
     samples = load_pool("validate", 3, tmp_path / "pool.npz")
-    seen = encode(model, samples)
-    lessons = [
-        make_lesson(encoder, np.random.default_rng(i), s, v) for i, (s, v) in enumerate(zip(samples, seen, strict=True))
-    ]
-    logits, ids = answer_logits(model, encoder, lessons)
+    logits, ids, _ = answer_logits(model, encoder, lessons)
     assert ids.tolist() == np.concatenate([lesson.answer for lesson in lessons]).tolist()
     start = 0
     for sample, lesson in zip(samples, lessons, strict=True):
