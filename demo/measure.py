@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from ..export.cli import BLOCK_SIZES
 from ..export.convert import export
 from ..export.recipe import Recipe, make_recipe
 from ..runtime.commands import ErrorCommand
@@ -15,14 +16,11 @@ from .dataset import Item, make_item
 from .evaluate import CHECKPOINT, Answered, answer_all, blank, chance, flips, majority, share
 from .questions import TYPES
 
-# Every choice that the exporter offers, one at a time around its default.
+# Both widths at every block size, and what else the exporter offers, one at a time around its default.
 PRECISIONS = {
     "fp32": make_recipe("fp32"),
-    "int8 block 128": make_recipe("int8"),
-    "int4 block 32": make_recipe("int4", 32),
-    "int4 block 64": make_recipe("int4", 64),
-    "int4 block 128 (`--int4`)": make_recipe("int4"),
-    "int4 block 256": make_recipe("int4", 256),
+    **{f"int8 block {size}": make_recipe("int8", int(size)) for size in BLOCK_SIZES},
+    **{f"int4 block {size}": make_recipe("int4", int(size)) for size in BLOCK_SIZES},
     "int4 block 128, symmetric": make_recipe("int4", symmetric=True),
     "int4 block 128, accuracy level 0": make_recipe("int4", accuracy_level=0),
 }
@@ -43,8 +41,10 @@ def main(checkpoint: Path, before: Path | None, questions: int) -> None:
     grey = _answers(checkpoint, PRECISIONS["fp32"], items, "grey images", grey=True)
     click.echo(types_table(items, supervised, final, grey) + "\n")
     click.echo(forms_table(supervised, final, grey) + "\n")
+    if supervised:
+        click.echo(changes_table("stage", {"supervised": supervised, "GRPO": final}) + "\n")
     others = {name: _answers(checkpoint, recipe, items, name) for name, recipe in PRECISIONS.items() if name != "fp32"}
-    click.echo(precisions_table({"fp32": final, **others}))
+    click.echo(changes_table("precision", {"fp32": final, **others}))
 
 
 def types_table(
@@ -77,21 +77,19 @@ def forms_table(supervised: Sequence[Answered] | None, final: Sequence[Answered]
     return "\n".join(rows)
 
 
-def precisions_table(answers: dict[str, Sequence[Answered]]) -> str:
-    """Each precision against fp32 on the same questions."""
+def changes_table(heading: str, answers: dict[str, Sequence[Answered]]) -> str:
+    """Each of the named `answers` against the first of them, on the same questions."""
     rows = [
-        "| precision | accuracy | well formed | letters changed | right to wrong | wrong to right | McNemar's p |",
+        f"| {heading} | accuracy | well formed | letters changed | right to wrong | wrong to right | McNemar's p |",
         "|---|---|---|---|---|---|---|",
     ]
+    reference = next(iter(answers.values()))
     for name, answered in answers.items():
-        row = f"| {name} | {_percent(share(answered, 'correct'))} | {_percent(share(answered, 'well_formed'))} |"
-        changed = flips(answers["fp32"], answered)
-        changes = (
-            "- | - | - | -"
-            if name == "fp32"
-            else f"{changed.letters} | {changed.lost} | {changed.won} | {changed.p:.3g}"
-        )
-        rows.append(f"{row} {changes} |")
+        changed = flips(reference, answered)
+        changes = [str(changed.letters), str(changed.lost), str(changed.won), f"{changed.p:.3g}"]
+        cells = [name, _percent(share(answered, "correct")), _percent(share(answered, "well_formed"))]
+        cells += ["-"] * len(changes) if answered is reference else changes
+        rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
 

@@ -12,7 +12,7 @@ import click
 import torch
 
 _LOG_EVERY = 20
-_SAVE_EVERY_S = 120
+_SAVE_EVERY_S = 60
 _WARMUP = 0.04
 _CLIP = 1.0
 
@@ -58,24 +58,20 @@ class Run:
         return self.directory / "state.pt"
 
     def train(self, stage: Stage) -> None:
-        """Run the stage, or what is left of it. Ctrl-C saves the state first."""
+        """Run the stage, or what is left of it. An interruption loses the steps since the state was last saved."""
         if stage.name in self.finished:
             return
         groups = [{"params": parameters, "lr": rate, "peak": rate} for parameters, rate in stage.learning_rates]
         optimizer = torch.optim.AdamW(groups, weight_decay=0.05, betas=(0.9, 0.98))
         step = self._resume(stage, optimizer)
-        try:
-            with click.progressbar(length=stage.steps, label=stage.name, item_show_func=_shown) as bar:
-                bar.update(step)
-                for step in range(step, stage.steps):  # noqa: B020 - goes on from where it was
-                    measures = _step(stage, optimizer, step)
-                    self._after(stage, step, measures)
-                    bar.update(1, measures)
-                    if time.monotonic() - self._saved > _SAVE_EVERY_S:
-                        self._save(stage, optimizer, step + 1)
-        except KeyboardInterrupt:
-            self._save(stage, optimizer, step)
-            raise
+        with click.progressbar(length=stage.steps, label=stage.name, item_show_func=_shown) as bar:
+            bar.update(step)
+            for step in range(step, stage.steps):  # noqa: B020 - goes on from where it was
+                measures = _step(stage, optimizer, step)
+                self._after(stage, step, measures)
+                bar.update(1, measures)
+                if time.monotonic() - self._saved > _SAVE_EVERY_S:
+                    self._save(stage, optimizer, step + 1)
         self.finished.append(stage.name)
         self._save(stage, optimizer, 0)
 

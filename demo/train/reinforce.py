@@ -3,8 +3,8 @@
 Of each question the model writes a group of answers. An answer earns 1 for the right letter and 1 for MedVLM-R1's
 form; its advantage is its reward against its group's mean, over the group's deviation. A group whose rewards are all
 equal teaches nothing and is left out. Every other answer is used for one update, so the ratio of new to old probability
-is 1 and needs no clipping. A penalty keeps the model near the
-supervised one: the KL divergence is estimated as r - log r - 1, r the supervised model's probability over this one's.
+is 1 and needs no clipping. A penalty keeps the model near the supervised one: the KL divergence is estimated as
+r - log r - 1, r the supervised model's probability over this one's.
 """
 
 import dataclasses

@@ -33,13 +33,13 @@ class Plan:
     """How much of everything."""
 
     seed: int = 0
-    train_scans: int = 20_000
+    train_scans: int = 30_000
     reinforce_scans: int = 2_000
     held_out_scans: int = 200
-    vision_steps: int = 3_200
+    vision_steps: int = 8_000
     reading_steps: int = 200
     supervised_steps: int = 2_400
-    reinforce_steps: int = 40
+    reinforce_steps: int = 80
     reading_batch: int = 16
     batch: int = 16
     micro: int = 8

@@ -7,7 +7,7 @@ import pytest
 from medvlm.demo.dataset import Item, make_item
 from medvlm.demo.evaluate import Answered, blank, chance, flips, majority, mcnemar_exact, share
 from medvlm.demo.grading import Grade
-from medvlm.demo.measure import precisions_table, types_table
+from medvlm.demo.measure import changes_table, types_table
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_tables_show_every_type_and_precision(items: list[Item]) -> None:
     types = types_table(items, None, right, none_right).splitlines()
     assert [line.split("|")[1].strip() for line in types[2:]] == [*(i.question.type for i in items), "all"]
     assert types[-1].endswith("| - | 100.0 % | 0.0 % |")
-    precisions = precisions_table({"fp32": right, "int4": none_right}).splitlines()
+    precisions = changes_table("precision", {"fp32": right, "int4": none_right}).splitlines()
     assert precisions[-2] == "| fp32 | 100.0 % | 100.0 % | - | - | - | - |"
     # Five of five lost: 2 / 2^5.
     assert precisions[-1] == "| int4 | 0.0 % | 100.0 % | 5 | 5 | 0 | 0.0625 |"

@@ -28,7 +28,7 @@ from PIL import Image
 
 TINY = Plan(
     train_scans=6,
-    reinforce_scans=8,
+    reinforce_scans=16,
     held_out_scans=5,
     reading_steps=2,
     reading_batch=2,
@@ -94,7 +94,8 @@ def line_stage(line: Line, stop_at: int | None = None) -> Stage:
     return Stage("line", 30, [([line.weight], 0.1)], losses)
 
 
-def test_an_interrupted_stage_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+def test_an_interrupted_stage_goes_on_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "_SAVE_EVERY_S", -1)
     whole, broken, resumed = Line(), Line(), Line()
     (tmp_path / "whole").mkdir()
     (tmp_path / "broken").mkdir()
