@@ -13,15 +13,17 @@ DATASET, IMAGES = "dataset.json", "images"
 _SUBSETS = {"MRI": "MR (Mag-netic Resonance Imaging)", "CT": "CT(Computed Tomography)", "X-ray": "X-Ray"}
 
 
-def save_dataset(directory: Path, items: Iterable[Item]) -> None:
-    """Write `dataset.json`, and the images that it names, relative to itself, into `images`."""
+def save_dataset(directory: Path, items: Iterable[Item]) -> list[Path]:
+    """Write `dataset.json`, and the images that it names, relative to itself, into `images`; returns the images."""
     (directory / IMAGES).mkdir()
-    entries = []
+    entries, images = [], []
     for index, item in enumerate(items):
         name = f"{item.facts.kind.replace(' ', '-').lower()}-{index:03}.png"
-        item.image.save(directory / IMAGES / name)
+        images.append(directory / IMAGES / name)
+        item.image.save(images[-1])
         entries.append(_entry(item, f"{IMAGES}/{name}"))
     (directory / DATASET).write_text(json.dumps(entries, indent=1), encoding="utf-8")
+    return images
 
 
 def _entry(item: Item, image: str) -> dict[str, Any]:

@@ -2,13 +2,17 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import settings
-from medvlm.demo.image import make_image
+from medvlm.demo.evaluate import CHECKPOINT
 from medvlm.demo.random_checkpoint import RandomCheckpoint
+from medvlm.demo.scans.canvas import Canvas
+from medvlm.demo.scans.catalog import KINDS
 from medvlm.export.convert import export
 from medvlm.export.recipe import make_recipe
 from medvlm.runtime import MedVLM
+from PIL import Image
 
 # An example's time says nothing on a busy machine.
 settings.register_profile("untimed", deadline=None)
@@ -37,10 +41,24 @@ def tiny_model(tiny_bundle: Path) -> MedVLM:
 
 
 @pytest.fixture(scope="session")
+def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The trained demo model's INT4 bundle. Copy it before changing anything."""
+    out = tmp_path_factory.mktemp("demo") / "bundle"
+    export(CHECKPOINT, out, make_recipe("int4"))
+    return out
+
+
+@pytest.fixture(scope="session")
+def demo_model(demo_bundle: Path) -> MedVLM:
+    return MedVLM.load(demo_bundle, threads=2)
+
+
+@pytest.fixture(scope="session")
 def image_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A 224x224 grey PNG: 64 visual tokens."""
     path = tmp_path_factory.mktemp("images") / "scan.png"
-    make_image().save(path)
+    drawing = KINDS["brain T2"].draw(np.random.default_rng(0), Canvas(224, 224), None, None)
+    Image.fromarray((np.clip(drawing.image, 0, 1) * 255).astype(np.uint8)).save(path)
     return path
 
 

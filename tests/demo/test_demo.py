@@ -1,29 +1,18 @@
-"""`medvlm demo`: the whole path on a tiny random model, and what it leaves."""
+"""`medvlm demo`: the whole path on the trained demo model, and what it leaves."""
 
 import importlib.util
+import json
 import re
 import shlex
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from medvlm.demo.image import make_image
+from medvlm.demo import cli
+from medvlm.demo.dataset import make_item
 from medvlm.runtime.cli import main
 from medvlm.runtime.errors import MedVLMError
-from PIL import Image
-
-STAGES = (
-    "write a tiny random checkpoint",
-    "export it with --int4",
-    "generate an image",
-    "load the bundle",
-    "ask: preprocess",
-    "ask: vision",
-    "ask: prefill",
-    "ask: decode",
-)
 
 
 def demo(*words: object) -> Result:
@@ -46,16 +35,38 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_demo_prints_every_stage_with_its_time_and_says_that_the_answer_is_noise(temporary: Path) -> None:
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer questions than a user sees: what they are about is tested once, with all of them."""
+    monkeypatch.setattr(cli, "ASKED", 4)
+    monkeypatch.setattr(cli, "SAVED", 6)
+
+
+def test_demo_shows_three_modalities_and_how_often_the_model_is_right(temporary: Path) -> None:
     result = demo()
     assert result.exit_code == 0
-    for stage in STAGES:
-        assert re.search(rf"^{stage} +\d+\.\d{{3}} s$", result.stdout, re.MULTILINE), stage
-    assert "The weights are random, so the answer is noise." in result.stdout
-    assert "Q: Which kind of image is this?" in result.stdout
+    out = result.stdout
+    for stage in ("export the model with --int4", "load the bundle", "draw 60 scans", "answer 60 questions"):
+        assert re.search(rf"^{stage} +\d+\.\d{{3}} s$", out, re.MULTILINE), stage
+    assert "trained on drawings of scans and knows nothing of medicine" in out
+    assert len(re.findall(r"^reasoning: (This is|The image shows) an? .+\.$", out, re.MULTILINE)) == 3
+    assert len(re.findall(r"^answer: [A-D]   truth: [A-D]$", out, re.MULTILINE)) == 3
+    drawings = re.findall(r"^A drawing of: (.+)$", out, re.MULTILINE)
+    assert [sum(word in drawing for drawing in drawings) for word in ("X-ray", "CT")] == [1, 1]
+    times = "".join(rf"{name} \d+(\.\d)? ms, " for name in ("preprocess", "vision", "prefill", "decode"))
+    assert len(re.findall(rf"^{times}total \d+ ms; \d+ tokens$", out, re.MULTILINE)) == 3
+    assert re.search(rf"^latency, median: {times}total \d+\.\d ms; decode \d+ tokens/s$", out, re.MULTILINE)
+    accuracy = re.search(r"^accuracy (\d+\.\d) % over 60 questions \(guessing: (\d+\.\d) %\)$", out, re.MULTILINE)
+    assert accuracy is not None
+    # Guessing by hand: two to four options a question.
+    options = [len(make_item("test", index).question.options) for index in range(60)]
+    assert float(accuracy[2]) == pytest.approx(100 * sum(1 / n for n in options) / 60, abs=0.051)
+    assert float(accuracy[1]) >= 80
 
 
-def test_demo_leaves_nothing_behind(temporary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_leaves_nothing_behind(
+    few: None, temporary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)
@@ -75,20 +86,29 @@ def test_demo_that_fails_leaves_nothing_behind(temporary: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("name", ["saved", "new/deep/saved", "with a space", "there already"])
-def test_what_demo_saves_is_accepted_by_the_other_commands(temporary: Path, tmp_path: Path, name: str) -> None:
+def test_what_demo_saves_is_accepted_by_the_other_commands(
+    few: None, temporary: Path, tmp_path: Path, name: str
+) -> None:
     (tmp_path / "there already").mkdir()
     folder = tmp_path / name
     result = demo("--save", folder)
     assert result.exit_code == 0
-    assert sorted(path.name for path in folder.iterdir()) == ["bundle", "image.png"]
+    assert sorted(path.name for path in folder.iterdir()) == ["bundle", "dataset.json", "images"]
+    entries = json.loads((folder / "dataset.json").read_text())
+    assert len(entries) == len(list((folder / "images").iterdir())) == 6
+    assert all((folder / entry["image"][0]).is_file() for entry in entries)
     assert list(temporary.iterdir()) == []
     assert CliRunner().invoke(main, ["verify", str(folder / "bundle")]).exit_code == 0
     # The command that it names can be copied into a shell.
-    medvlm, *words = shlex.split(result.stdout.splitlines()[-1].split("Try: ")[1])
+    medvlm, *words = shlex.split(result.stdout.split("Try:\n")[1])
     assert medvlm == "medvlm"
-    asked = CliRunner().invoke(main, [*words, "--max-new-tokens", "3", "--threads", "1"])
+    asked = CliRunner().invoke(main, [*words, "--json", "--threads", "1"])
     assert asked.exit_code == 0
-    assert "3 new tokens" in asked.stdout or "stopped by: end" in asked.stdout
+    assert json.loads(asked.stdout)["choice"] in "ABCD"
+
+
+def test_demo_saves_three_hundred_questions() -> None:
+    assert (cli.ASKED, cli.SAVED) == (60, 300)
 
 
 def test_demo_saves_over_nothing(temporary: Path, tmp_path: Path) -> None:
@@ -121,11 +141,3 @@ def test_demo_without_what_it_needs_is_one_line(monkeypatch: pytest.MonkeyPatch,
 def test_help_of_demo_works_without_the_exporter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert "--save" in demo("--help").stdout
-
-
-def test_image_is_grey_of_the_size_asked_for_and_the_same_for_a_seed() -> None:
-    image = make_image(3, 112)
-    assert (image.mode, image.size) == ("L", (112, 112))
-    assert np.array_equal(np.asarray(image), np.asarray(make_image(3, 112)))
-    assert not np.array_equal(np.asarray(image), np.asarray(make_image(4, 112)))
-    assert isinstance(image, Image.Image)
