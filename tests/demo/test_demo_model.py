@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,11 +22,11 @@ def items() -> list[Item]:
 
 def test_demo_model_answers_held_out_questions_in_the_models_form(demo_model: MedVLM, items: list[Item]) -> None:
     answered = answer_all(demo_model, items)
-    # Below what 600 questions show in fp32 (demo/README.md) by what a hundred of them vary.
-    assert share(answered, "correct") >= 0.82
-    assert share(answered, "well_formed") >= 0.97
-    assert share(answered, "agrees") >= 0.92
-    assert all(one.answer.finish_reason == "end" for one in answered if one.grade.well_formed)
+    # What 600 questions show (demo/README.md) is more; a hundred vary.
+    assert share(answered, "correct") >= 0.9
+    assert share(answered, "well_formed") >= 0.99
+    assert share(answered, "agrees") >= 0.97
+    assert all(one.answer.finish_reason == "answer" for one in answered if one.grade.well_formed)
 
 
 def test_demo_model_without_the_image_guesses(demo_model: MedVLM, items: list[Item]) -> None:
@@ -62,13 +63,15 @@ def test_checkpoint_is_small_and_has_the_hubs_files() -> None:
     assert sum(files.values()) <= 12_000_000
 
 
-def test_checkpoint_loads_into_transformers_with_no_weight_missing(tmp_path: Path) -> None:
+def test_checkpoint_loads_into_transformers_with_no_weight_missing() -> None:
     from transformers import Qwen2VLForConditionalGeneration
 
-    model, report = Qwen2VLForConditionalGeneration.from_pretrained(CHECKPOINT, output_loading_info=True)
+    # transformers' annotations do not hold with output_loading_info.
+    loaded: Any = Qwen2VLForConditionalGeneration.from_pretrained(CHECKPOINT, output_loading_info=True)
+    model, report = loaded
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
-    assert model.config.text_config.tie_word_embeddings or model.config.tie_word_embeddings
+    assert model.lm_head.weight is model.get_input_embeddings().weight
     config = json.loads((CHECKPOINT / "config.json").read_text())
     assert config["model_type"] == "qwen2_vl"
     assert np.prod(model.get_input_embeddings().weight.shape) == config["vocab_size"] * config["hidden_size"]

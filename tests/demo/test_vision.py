@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from medvlm.demo.questions import Facts
+from medvlm.demo.scans.catalog import KINDS
 from medvlm.demo.train import vision
 from medvlm.demo.train.model import TEXT, new_model
 from medvlm.demo.train.pool import SIGHTS, Sample
@@ -41,7 +42,7 @@ def test_loss_of_heads_that_know_nothing_is_that_of_guessing() -> None:
         torch.nn.init.zeros_(parameter)
     loss, measures = vision_loss(model, heads, [sample("nodule", "left", 1), sample(None, None)])
     # log n each: 18 findings and none, 9 places at half weight, 19 + 7 findings of kinds at half weight.
-    wholes = sum(1 + len(kind.findings) for kind in vision.KINDS.values())
+    wholes = sum(1 + len(kind.findings) for kind in KINDS.values())
     by_hand = math.log(19) + 0.5 * math.log(9) + 0.5 * math.log(wholes)
     assert float(loss.detach()) == pytest.approx(by_hand, rel=1e-5)
     assert measures["quiet"] == 1.0

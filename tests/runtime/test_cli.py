@@ -481,6 +481,6 @@ def test_terminal_that_lacks_a_character_still_gets_the_answer(
     environment = {**os.environ, "PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"}
     result = medvlm("ask", tiny_bundle, image_path, "-q", "Hm?", *options, env=environment, encoding="cp1252")
     assert (result.returncode, result.stderr) == (0, "")
-    assert "??" in result.stdout or options
+    assert "?" in result.stdout.splitlines()[0] or options
     if options:
         assert "\ufffd" in json.loads(result.stdout)["text"]
