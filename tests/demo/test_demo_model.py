@@ -1,7 +1,6 @@
 """The trained demo model: real questions, real answers, and the form that the hub's checkpoints have."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
