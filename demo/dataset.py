@@ -11,9 +11,9 @@ from .scans.canvas import Rng
 from .scans.catalog import draw_scan
 from .scans.scan import Scan
 
-Split = Literal["train", "reinforce", "validate", "test"]
+Split = Literal["train", "validate", "test"]
 # First number of each split's seeds: no scan of one split is in another.
-_SPLIT_SEEDS: dict[Split, int] = {"train": 11, "reinforce": 12, "validate": 13, "test": 14}
+_SPLIT_SEEDS: dict[Split, int] = {"train": 11, "validate": 13, "test": 14}
 
 
 @dataclass(frozen=True)

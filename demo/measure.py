@@ -28,59 +28,44 @@ PRECISIONS = {
 
 @click.command(cls=ErrorCommand)
 @click.argument("checkpoint", type=click.Path(path_type=Path), default=CHECKPOINT)
-@click.option(
-    "--before", type=click.Path(path_type=Path), help="The checkpoint of the supervised stage, for comparison."
-)
 @click.option("--questions", default=600, show_default=True, help="How many, from the first of the test split on.")
-def main(checkpoint: Path, before: Path | None, questions: int) -> None:
+def main(checkpoint: Path, questions: int) -> None:
     """Measure CHECKPOINT (by default the demo's own) and print the tables as Markdown."""
     with click.progressbar(range(questions), label=f"Drawing {questions} scans", file=sys.stderr) as bar:
         items = [make_item("test", index) for index in bar]
-    final = _answers(checkpoint, PRECISIONS["fp32"], items, "fp32")
-    supervised = _answers(before, PRECISIONS["fp32"], items, "supervised stage") if before else None
+    exact = _answers(checkpoint, PRECISIONS["fp32"], items, "fp32")
     grey = _answers(checkpoint, PRECISIONS["fp32"], items, "grey images", grey=True)
-    click.echo(types_table(items, supervised, final, grey) + "\n")
-    click.echo(forms_table(supervised, final, grey) + "\n")
-    if supervised:
-        click.echo(changes_table("stage", {"supervised": supervised, "GRPO": final}) + "\n")
+    click.echo(types_table(items, exact, grey) + "\n")
+    click.echo(forms_table(exact, grey) + "\n")
     others = {name: _answers(checkpoint, recipe, items, name) for name, recipe in PRECISIONS.items() if name != "fp32"}
-    click.echo(changes_table("precision", {"fp32": final, **others}))
+    click.echo(changes_table({"fp32": exact, **others}))
 
 
-def types_table(
-    items: Sequence[Item], supervised: Sequence[Answered] | None, final: Sequence[Answered], grey: Sequence[Answered]
-) -> str:
-    """Accuracy per type of question: guessing, the commonest letter, each stage, and without the image."""
-    rows = [
-        "| question | number | guessing | commonest letter | supervised | GRPO | grey image |",
-        "|---|---|---|---|---|---|---|",
-    ]
+def types_table(items: Sequence[Item], answers: Sequence[Answered], grey: Sequence[Answered]) -> str:
+    """Accuracy per type of question: guessing, the commonest letter, the model, and the model without the image."""
+    rows = ["| question | number | guessing | commonest letter | accuracy | grey image |", "|---|---|---|---|---|---|"]
     for name in (*TYPES, "all"):
         chosen = [i for i, item in enumerate(items) if name in (item.question.type, "all")]
         subset = [items[i] for i in chosen]
-        shares = [
-            "-" if answers is None else _percent(share([answers[i] for i in chosen], "correct"))
-            for answers in (supervised, final, grey)
-        ]
+        shares = [_percent(share([graded[i] for i in chosen], "correct")) for graded in (answers, grey)]
         cells = [name, str(len(chosen)), _percent(chance(subset)), _percent(majority(subset)), *shares]
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
-def forms_table(supervised: Sequence[Answered] | None, final: Sequence[Answered], grey: Sequence[Answered]) -> str:
+def forms_table(answers: Sequence[Answered], grey: Sequence[Answered]) -> str:
     """Form, agreement and truth of the reasoning."""
     rows = ["| | well formed | reasoning agrees with its letter | reasoning is true of the scan |", "|---|---|---|---|"]
-    for name, answers in (("supervised", supervised), ("GRPO", final), ("grey image", grey)):
-        if answers is not None:
-            shares = [_percent(share(answers, field)) for field in ("well_formed", "agrees", "truthful")]
-            rows.append(f"| {name} | {' | '.join(shares)} |")
+    for name, graded in (("the scan", answers), ("grey image", grey)):
+        shares = [_percent(share(graded, field)) for field in ("well_formed", "agrees", "truthful")]
+        rows.append(f"| {name} | {' | '.join(shares)} |")
     return "\n".join(rows)
 
 
-def changes_table(heading: str, answers: dict[str, Sequence[Answered]]) -> str:
-    """Each of the named `answers` against the first of them, on the same questions."""
+def changes_table(answers: dict[str, Sequence[Answered]]) -> str:
+    """Each precision's answers against those of the first, on the same questions."""
     rows = [
-        f"| {heading} | accuracy | well formed | letters changed | right to wrong | wrong to right | McNemar's p |",
+        "| precision | accuracy | well formed | letters changed | right to wrong | wrong to right | McNemar's p |",
         "|---|---|---|---|---|---|---|",
     ]
     reference = next(iter(answers.values()))

@@ -1,4 +1,4 @@
-"""`python -m medvlm.demo.train OUT`: draw scans, train the demo model in four stages, write its checkpoint."""
+"""`python -m medvlm.demo.train OUT`: draw scans, train the demo model in three stages, write its checkpoint."""
 
 import sys
 from pathlib import Path
@@ -24,7 +24,7 @@ except ModuleNotFoundError as error:
 def main(out: Path, seed: int, threads: int) -> None:
     """Train the demo model into OUT; run it again to go on after an interruption.
 
-    OUT/checkpoint is the result, OUT/supervised the model before reinforcement, OUT/log.jsonl what happened.
+    OUT/checkpoint is the result, and OUT/log.jsonl tells what happened.
     """
     torch.set_num_threads(threads)
     train(out, Plan(seed=seed))

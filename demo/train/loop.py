@@ -12,6 +12,7 @@ import click
 import torch
 
 _LOG_EVERY = 20
+_EVALUATE_EVERY = 500
 _SAVE_EVERY_S = 60
 _WARMUP = 0.04
 _CLIP = 1.0
@@ -25,7 +26,7 @@ class Stage:
 
     learning_rates: the peak of each group of parameters; it rises over the first 4 % of the steps and falls to a
     twentieth along a cosine. losses: step -> the losses of its micro-batches, one at a time, with what they measured.
-    evaluate: what to log every `evaluate_every` steps and at the end.
+    evaluate: what to log now and then, and at the end.
     """
 
     name: str
@@ -33,7 +34,6 @@ class Stage:
     learning_rates: list[tuple[list[torch.nn.Parameter], float]]
     losses: Callable[[int], Iterator[tuple[torch.Tensor, Measures]]]
     evaluate: Callable[[], Measures] | None = None
-    evaluate_every: int = 500
 
 
 @dataclass
@@ -75,10 +75,6 @@ class Run:
         self.finished.append(stage.name)
         self._save(stage, optimizer, 0)
 
-    def is_within(self, stage_name: str) -> bool:
-        """Whether the state that was found is from the middle of that stage."""
-        return self._resumed is not None and self._resumed["stage"] == stage_name
-
     def log(self, **values: Any) -> None:
         """Append one line to log.jsonl."""
         with (self.directory / "log.jsonl").open("a", encoding="utf-8") as file:
@@ -88,7 +84,7 @@ class Run:
         last = step + 1 == stage.steps
         if step % _LOG_EVERY == 0 or last:
             self.log(stage=stage.name, step=step, **{name: round(value, 4) for name, value in measures.items()})
-        if stage.evaluate and (last or (step + 1) % stage.evaluate_every == 0):
+        if stage.evaluate and (last or (step + 1) % _EVALUATE_EVERY == 0):
             found = stage.evaluate()
             self.log(stage=stage.name, step=step, held_out=found)
             click.echo(f"\n{stage.name} {step + 1}: " + ", ".join(f"{k} {v:.3f}" for k, v in found.items()))

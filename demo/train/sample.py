@@ -1,4 +1,4 @@
-"""Answers of the model in training, many at once, greedy or sampled."""
+"""Greedy answers of the model in training, many at once."""
 
 import inspect
 from typing import Any
@@ -18,25 +18,12 @@ _CACHE = "cache" if "cache" in inspect.signature(Qwen2VLTextModel.forward).param
 
 
 @torch.no_grad()
-def generate(
-    model: Any,
-    encoder: Encoder,
-    lessons: list[Lesson],
-    *,
-    repeats: int = 1,
-    temperature: float = 0.0,
-    generator: torch.Generator | None = None,
-) -> list[NDArray[np.int64]]:
-    """The ids that follow each lesson's prompt, end token included; `repeats` answers a prompt, one after another.
-
-    temperature: 0 takes the likeliest token.
-    """
+def generate(model: Any, encoder: Encoder, lessons: list[Lesson]) -> list[NDArray[np.int64]]:
+    """The likeliest ids that follow each lesson's prompt, one at a time, end token included."""
     prompts, grids = [lesson.prompt for lesson in lessons], [lesson.grids for lesson in lessons]
     left = encoder.sequences(prompts, grids, left=True)
     seen = torch.cat([lesson.seen for lesson in lessons])
-    embedded = embed(model, left, seen, encoder.image_id).repeat_interleave(repeats, 0)
-    positions = left.positions.repeat_interleave(repeats, 1)
-    real = left.real.repeat_interleave(repeats, 0)
+    embedded, positions, real = embed(model, left, seen, encoder.image_id), left.positions, left.real
     following = positions.amax((0, 2)) + 1
     cache = DynamicCache(config=model.model.language_model.config)
     chosen: list[torch.Tensor] = []
@@ -45,7 +32,7 @@ def generate(
         output = model.model.language_model(
             inputs_embeds=embedded, position_ids=positions, attention_mask=real, use_cache=True, **{_CACHE: cache}
         )
-        token = _choose(_logits(model, encoder, output.last_hidden_state[:, -1]), temperature, generator)
+        token = _logits(model, encoder, output.last_hidden_state[:, -1]).argmax(-1)
         token = torch.where(ended, encoder.end_id, token)
         chosen.append(token)
         ended |= token == encoder.end_id
@@ -62,12 +49,6 @@ def _logits(model: Any, encoder: Encoder, hidden: torch.Tensor) -> torch.Tensor:
     logits = model.lm_head(hidden)
     logits[:, encoder.image_id] = -torch.inf
     return logits
-
-
-def _choose(logits: torch.Tensor, temperature: float, generator: torch.Generator | None) -> torch.Tensor:
-    if temperature == 0:
-        return logits.argmax(-1)
-    return torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)[:, 0]
 
 
 def _until_end(row: NDArray[np.int64], end_id: int) -> NDArray[np.int64]:

@@ -1,6 +1,5 @@
-"""The whole training: its plan, its four stages, and what each leaves."""
+"""The whole training: its plan, its three stages, and the checkpoint that it leaves."""
 
-import copy
 import dataclasses
 import functools
 import json
@@ -13,7 +12,6 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 
 from ...runtime.errors import InputError
 from .batch import Encoder
@@ -22,7 +20,6 @@ from .loop import Measures, Run, Stage
 from .model import TEXT, new_model, write_checkpoint
 from .pool import Sample, load_pool
 from .reading import reading_lesson
-from .reinforce import grpo_losses
 from .supervised import make_lesson, supervised_loss
 from .tokenizer import train_tokenizer
 from .vision import Heads, encode, vision_loss
@@ -34,12 +31,10 @@ class Plan:
 
     seed: int = 0
     train_scans: int = 30_000
-    reinforce_scans: int = 2_000
     held_out_scans: int = 200
     vision_steps: int = 8_000
     reading_steps: int = 200
     supervised_steps: int = 2_400
-    reinforce_steps: int = 80
     reading_batch: int = 16
     batch: int = 16
     micro: int = 8
@@ -54,8 +49,7 @@ def train(out: Path, plan: Plan) -> None:
     tokenizer = train_tokenizer()
     encoder = Encoder(tokenizer)
     model, heads = new_model(tokenizer, plan.seed), Heads(TEXT.hidden_size)
-    reference = copy.deepcopy(model).eval().requires_grad_(requires_grad=False)
-    run = Run(out, {"model": model, "heads": heads, "reference": reference})
+    run = Run(out, {"model": model, "heads": heads})
     run.log(event="start", finished=run.finished, drawing_s=round(time.monotonic() - started, 1))
 
     run.train(_vision_stage(model, heads, train_set, plan))
@@ -66,12 +60,7 @@ def train(out: Path, plan: Plan) -> None:
         return held_out_measures(model, encoder, held_out, held_out_seen)
 
     run.train(_supervised_stage(model, encoder, train_set, plan, evaluate))
-    _keep(run, "supervised", model, tokenizer)
-    unseen = load_pool("reinforce", plan.reinforce_scans, out / "reinforce.npz")
-    if not run.is_within("reinforce"):
-        reference.load_state_dict(model.state_dict())
-    run.train(_reinforce_stage(model, reference, encoder, unseen, plan, evaluate))
-    _keep(run, "checkpoint", model, tokenizer)
+    write_checkpoint(model, tokenizer, out / "checkpoint")
     minutes = (time.monotonic() - started) / 60
     run.log(event="end", minutes=round(minutes, 1))
     click.echo(f"Wrote {out / 'checkpoint'} after {minutes:.1f} minutes")
@@ -121,19 +110,6 @@ def _supervised_stage(model: Any, encoder: Encoder, samples: list[Sample], plan:
     return Stage("supervised", plan.supervised_steps, [(_decoder(model), 1e-3)], losses, evaluate)
 
 
-def _reinforce_stage(
-    model: Any, reference: Any, encoder: Encoder, samples: list[Sample], plan: Plan, evaluate: Any
-) -> Stage:
-    @functools.cache
-    def seen() -> list[torch.Tensor]:
-        return encode(model, samples)
-
-    def losses(step: int) -> Iterator[tuple[torch.Tensor, Measures]]:
-        return grpo_losses(model, reference, encoder, samples, seen(), plan.seed, step)
-
-    return Stage("reinforce", plan.reinforce_steps, [(_decoder(model), 3e-5)], losses, evaluate, evaluate_every=20)
-
-
 def _decoder(model: Any) -> list[torch.nn.Parameter]:
     """All parameters but the vision encoder's."""
     return [parameter for name, parameter in model.named_parameters() if "visual" not in name]
@@ -146,9 +122,3 @@ def _batches(count: int, plan: Plan, stage: int, step: int) -> Iterator[list[int
     start = step % per_epoch * plan.batch
     for first in range(start, start + plan.batch, plan.micro):
         yield order[first : first + plan.micro].tolist()
-
-
-def _keep(run: Run, name: str, model: Any, tokenizer: Tokenizer) -> None:
-    """Write the checkpoint of a stage when it ends; a later run must not overwrite it with weights of a later stage."""
-    if not (run.directory / name).exists():
-        write_checkpoint(model, tokenizer, run.directory / name)

@@ -55,7 +55,7 @@ def make_lesson(encoder: Encoder, rng: Rng, sample: Sample, seen: torch.Tensor) 
 
 def supervised_loss(model: Any, encoder: Encoder, lessons: list[Lesson]) -> tuple[torch.Tensor, dict[str, float]]:
     """The answers' weighted cross-entropy and that of the attention, with shares of tokens and letters predicted."""
-    predicted, targets, attentions = answer_logits(model, encoder, lessons, attentions=True)
+    predicted, targets, attentions = answer_logits(model, encoder, lessons)
     starts = np.cumsum([0] + [len(lesson.answer) for lesson in lessons[:-1]])
     letters = torch.tensor([s + i for s, lesson in zip(starts, lessons, strict=True) for i in lesson.letters])
     weights = torch.ones(len(targets)).index_fill(0, letters, _LETTER_WEIGHT)
@@ -70,23 +70,24 @@ def supervised_loss(model: Any, encoder: Encoder, lessons: list[Lesson]) -> tupl
 
 
 def answer_logits(
-    model: Any, encoder: Encoder, lessons: list[Lesson], *, attentions: bool = False
+    model: Any, encoder: Encoder, lessons: list[Lesson]
 ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]]:
     """Logits [answer tokens, vocabulary] for every token of the answers, one after another, and the tokens' ids.
 
-    With `attentions`, [rows, heads, length, length] of each layer. Padding is on the right, where no token looks, so
+    Then the attention [rows, heads, length, length] of each layer. Padding is on the right, where no token looks, so
     there is no mask.
     """
     rows = [np.concatenate([lesson.prompt, lesson.answer]) for lesson in lessons]
     sequences = encoder.sequences(rows, [lesson.grids for lesson in lessons])
     embedded = embed(model, sequences, torch.cat([lesson.seen for lesson in lessons]), encoder.image_id)
-    model.set_attn_implementation("eager" if attentions else "sdpa")
+    # No other implementation tells its attention.
+    model.set_attn_implementation("eager")
     output = model.model.language_model(
         inputs_embeds=embedded,
         position_ids=sequences.positions,
         attention_mask=None,
         use_cache=False,
-        output_attentions=attentions,
+        output_attentions=True,
     )
     answered = torch.zeros_like(sequences.real)
     for i, lesson in enumerate(lessons):

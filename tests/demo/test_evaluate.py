@@ -71,10 +71,10 @@ def test_blank_is_flat_and_of_the_same_size(items: list[Item]) -> None:
 def test_tables_show_every_type_and_precision(items: list[Item]) -> None:
     right = [answered(item, item.question.solution) for item in items]
     none_right = [answered(item, wrong(item)) for item in items]
-    types = types_table(items, None, right, none_right).splitlines()
+    types = types_table(items, right, none_right).splitlines()
     assert [line.split("|")[1].strip() for line in types[2:]] == [*(i.question.type for i in items), "all"]
-    assert types[-1].endswith("| - | 100.0 % | 0.0 % |")
-    precisions = changes_table("precision", {"fp32": right, "int4": none_right}).splitlines()
+    assert types[-1].endswith("| 100.0 % | 0.0 % |")
+    precisions = changes_table({"fp32": right, "int4": none_right}).splitlines()
     assert precisions[-2] == "| fp32 | 100.0 % | 100.0 % | - | - | - | - |"
     # Five of five lost: 2 / 2^5.
     assert precisions[-1] == "| int4 | 0.0 % | 100.0 % | 5 | 5 | 0 | 0.0625 |"
