@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..runtime.decoding import Decoding
 from ..runtime.model import MedVLM
 from ..runtime.result import Answer
 from .dataset import Item
@@ -15,7 +16,7 @@ from .grading import Grade, grade
 
 # The trained demo model, as the package ships it.
 CHECKPOINT = Path(__file__).parent / "checkpoint"
-MAX_NEW_TOKENS = 96
+DECODING = Decoding(max_new_tokens=96)
 
 
 @dataclass(frozen=True)
@@ -42,14 +43,20 @@ class Flips:
 
 
 def answer_all(
-    model: MedVLM, items: Iterable[Item], shown: Callable[[Item], Image.Image] = lambda item: item.image
+    model: MedVLM,
+    items: Iterable[Item],
+    shown: Callable[[Item], Image.Image] = lambda item: item.image,
+    decoding: Decoding = DECODING,
+    batch_size: int = 1,
 ) -> list[Answered]:
-    """The model's greedy answer to every item, about the image that `shown` makes of it."""
-    answered = []
-    for item in items:
-        answer = model.ask(shown(item), item.question.problem, max_new_tokens=MAX_NEW_TOKENS)
-        answered.append(Answered(item, answer, grade(answer.text, item.question, item.facts)))
-    return answered
+    """The model's answer to every item, about the image that `shown` makes of it; `batch_size` are decoded together."""
+    if batch_size == 1:
+        pairs = [(item, model.ask(shown(item), item.question.problem, decoding)) for item in items]
+    else:
+        items = list(items)
+        asked = [(shown(item), item.question.problem) for item in items]
+        pairs = list(zip(items, model.ask_batch(asked, decoding, batch_size=batch_size), strict=True))
+    return [Answered(item, answer, grade(answer.text, item.question, item.facts)) for item, answer in pairs]
 
 
 def blank(item: Item) -> Image.Image:

@@ -3,7 +3,6 @@
 import sys
 import time
 from pathlib import Path
-from typing import Literal
 
 import click
 
@@ -13,7 +12,7 @@ from ..runtime.manifest import Manifest
 
 try:
     from .convert import Checkpoint, check_export, write_bundle
-    from .recipe import Recipe, make_recipe
+    from .recipe import PrefillName, Recipe, RecipeName, VisionName, make_recipe
 except ModuleNotFoundError as error:
     click.echo(f"Error: {error.name} is not installed; pip install 'medvlm[export]'", err=True)
     sys.exit(InputError.exit_code)
@@ -37,15 +36,28 @@ BLOCK_SIZES = ("32", "64", "128", "256")
     show_default=True,
     help="MatMulNBits' own: 4 rounds activations to int8 for speed, 0 multiplies in float32.",
 )
+@click.option(
+    "--vision",
+    type=click.Choice(["w8a8", "w8", "fp32"]),
+    help="The vision encoder: int8 by int8, int8 weights in blocks, or float32  [default: w8a8; fp32 with --fp32]",
+)
+@click.option(
+    "--prefill",
+    type=click.Choice(["w8a8", "same"]),
+    help="How prompts are read: by an int8 copy of the decoder's layers, or by the decoder  [default: w8a8; same "
+    "with --fp32]",
+)
 @click.option("--force", is_flag=True, help="Replace OUT where it is a bundle.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def main(
     checkpoint: Path,
     out: Path,
-    precision: Literal["int4", "int8", "fp32"],
+    precision: RecipeName,
     block_size: str,
     symmetric: bool,
     accuracy_level: str,
+    vision: VisionName | None,
+    prefill: PrefillName | None,
     force: bool,
     quiet: bool,
 ) -> None:
@@ -53,7 +65,14 @@ def main(
 
     Needs neither torch nor transformers. OUT is written whole or not at all.
     """
-    recipe = make_recipe(precision, int(block_size), symmetric=symmetric, accuracy_level=int(accuracy_level))
+    recipe = make_recipe(
+        precision,
+        int(block_size),
+        symmetric=symmetric,
+        accuracy_level=int(accuracy_level),
+        vision=vision,
+        prefill=prefill,
+    )
     opened = check_export(checkpoint, out, recipe, force=force)
     if quiet:
         write_bundle(opened, out, recipe)
@@ -67,7 +86,7 @@ def main(
 
 def _write_with_progress(checkpoint: Checkpoint, out: Path, recipe: Recipe) -> Manifest:
     """Write the bundle under a bar that shows the tensor, its bytes, how far the work is and the time left."""
-    total = checkpoint.read_bytes
+    total = checkpoint.read_bytes(recipe)
     with click.progressbar(length=total, label="Exporting", file=sys.stderr, item_show_func=shown_item) as bar:
 
         def show(name: str, size: int) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runtime.bundle import DECODER, EMBEDDINGS, TOKENIZER, VISION, sha256
+from ..runtime.bundle import DECODER, EMBEDDINGS, PREFILL, TOKENIZER, VISION, sha256
 from ..runtime.errors import CheckpointError
 from ..runtime.manifest import (
     FORMAT_VERSION,
@@ -35,13 +35,13 @@ from .config import (
     read_generation,
     read_preprocessing,
 )
-from .decoder import build_decoder
+from .decoder import build_decoder, build_prefill
 from .graph import GraphBuilder
 from .layers import Layers
 from .output import atomic_directory, check_output, check_space
-from .recipe import Recipe
+from .recipe import Precision, Recipe
 from .safetensors import TensorInfo, check_tensors, find_tensors
-from .tensors import EMBEDDING, HEAD, expected_tensors
+from .tensors import EMBEDDING, HEAD, Shape, expected_tensors, prefill_tensors
 from .tokenizer import check_tokenizer
 from .vision import build_vision
 
@@ -63,11 +63,13 @@ class Checkpoint:
     tensors: dict[str, TensorInfo]
     has_template: bool
 
-    @property
-    def read_bytes(self) -> int:
-        """Bytes of all reads that a conversion does: a tied embedding is read again as the head."""
+    def read_bytes(self, recipe: Recipe) -> int:
+        """Bytes of all reads that a conversion does: some tensors are read again, for the head or for prefill."""
         total = sum(info.nbytes for info in self.tensors.values())
-        return total + (self.tensors[EMBEDDING].nbytes if self.config.text.tied_embeddings else 0)
+        total += self.tensors[EMBEDDING].nbytes if self.config.text.tied_embeddings else 0
+        if recipe.prefill is not None:
+            total += sum(self.tensors[name].nbytes for name in prefill_tensors(self.config.text))
+        return total
 
 
 def open_checkpoint(directory: Path) -> Checkpoint:
@@ -110,10 +112,16 @@ def bundle_bytes(checkpoint: Checkpoint, recipe: Recipe) -> int:
     for name, info in checkpoint.tensors.items():
         if name in (EMBEDDING, HEAD):
             continue
-        precision = recipe.vision if name.startswith("visual.") else recipe.decoder
-        linear = len(info.shape) == 2
-        total += precision.weight_bytes(*info.shape) if linear else 4 * int(np.prod(info.shape))
+        total += _stored_bytes(info.shape, recipe.vision if name.startswith("visual.") else recipe.decoder)
+    if recipe.prefill is not None:
+        shapes = (checkpoint.tensors[name].shape for name in prefill_tensors(text))
+        total += sum(_stored_bytes(shape, recipe.prefill) for shape in shapes)
     return total
+
+
+def _stored_bytes(shape: Shape, precision: Precision) -> int:
+    """Bytes of a tensor in the bundle: norms, biases and the patch embedding stay float32."""
+    return precision.weight_bytes(*shape) if len(shape) == 2 else 4 * int(np.prod(shape))
 
 
 def check_export(directory: Path, out: Path, recipe: Recipe, *, force: bool = False) -> Checkpoint:
@@ -157,6 +165,9 @@ class _Writer:
             self._write_vision()
         with self._part("decoder and head", label):
             self._write_decoder()
+        if self.recipe.prefill is not None:
+            with self._part("prefill", self.recipe.prefill.label):
+                self._write_prefill(self.recipe.prefill)
         with self._part("embedding table", self.recipe.embedding):
             self._write_embeddings()
         shutil.copyfile(self.checkpoint.directory / TOKENIZER, self.out / TOKENIZER)
@@ -186,6 +197,11 @@ class _Writer:
         with GraphBuilder(self.out / DECODER) as graph:
             layers = Layers(graph, self._read, self.recipe.decoder)
             build_decoder(layers, self.checkpoint.config.text, self.recipe.head)
+            self.digests |= graph.save()
+
+    def _write_prefill(self, precision: Precision) -> None:
+        with GraphBuilder(self.out / PREFILL) as graph:
+            build_prefill(Layers(graph, self._read, precision), self.checkpoint.config.text)
             self.digests |= graph.save()
 
     def _write_embeddings(self) -> None:

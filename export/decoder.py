@@ -1,4 +1,4 @@
-"""The language decoder's graph: one graph for prefill, continuation and decode."""
+"""The language decoder's graphs: the decoder itself, and the one that only fills its cache."""
 
 from onnx import TensorProto
 
@@ -8,58 +8,73 @@ from .layers import Layers
 from .recipe import Precision
 from .tensors import EMBEDDING, HEAD
 
-_INT64_MAX = (1 << 63) - 1
-
 
 def build_decoder(layers: Layers, dims: TextDims, head: Precision) -> None:
-    """Build the graph of one sequence.
+    """Build the graph of the decoder, which appends any number of tokens to each sequence's cache.
 
-    inputs_embeds [1, sequence, hidden_size] -> layers -> norm -> lm_head -> logits [1, 1, vocab_size] of the last token
-    past_key_values.i.{key,value} -> present.i.{key,value}: [1, num_kv_heads, max_length, head_size], one buffer
-    seqlens_k [1] = tokens in the cache after this call - 1; total_sequence_length [] = tokens in it after this call
+    inputs_embeds [batch, sequence, hidden_size] -> layers -> norm -> lm_head -> logits [batch, rows, vocab_size]
+    past_key_values.i.{key,value} -> present.i.{key,value}: [batch, num_kv_heads, max_length, head_size], one buffer
+    seqlens_k [batch] = tokens in the cache after this call - 1; total_sequence_length [] = the largest of them + 1
     cos_cache, sin_cache [max_length, head_size / 2]: row i holds the M-RoPE angles of the token in slot i
+    logit_rows [rows]: the tokens of this call that the last layer's MLP and the head are computed for
     """
     _declare_inputs(layers, dims)
-    x, normed = (
-        "inputs_embeds",
-        layers.rms_norm(
-            "inputs_embeds", "model.layers.0.input_layernorm", "layers.0/input_layernorm", dims.rms_norm_eps
-        ),
-    )
+    layers.graph.add_input("logit_rows", ["rows"], TensorProto.INT64)
+    x, normed = _first_norm(layers, dims)
     for i in range(dims.layers):
         x, normed = _layer(layers, dims, i, x, normed)
     weight = layers.read(EMBEDDING if dims.tied_embeddings else HEAD)
     logits = layers.product(normed, weight, "lm_head", head)
-    output = layers.graph.add_output("logits", [1, 1, dims.vocab_size])
+    output = layers.graph.add_output("logits", ["batch", "rows", dims.vocab_size])
     layers.graph.add_node("Identity", [logits], "lm_head", [output])
+
+
+def build_prefill(layers: Layers, dims: TextDims) -> None:
+    """Build the graph that fills the cache with a prompt and says nothing: the decoder without its end.
+
+    The inputs and the cache are those of `build_decoder`. Of the last layer only keys and values are wanted, so that
+    its output projection, its MLP and the head are left out: the prompt's last token goes through the decoder.
+    """
+    _declare_inputs(layers, dims)
+    x, normed = _first_norm(layers, dims)
+    for i in range(dims.layers - 1):
+        x, normed = _layer(layers, dims, i, x, normed)
+    _attention(layers, dims, dims.layers - 1, normed)
 
 
 def _declare_inputs(layers: Layers, dims: TextDims) -> None:
     graph = layers.graph
-    graph.add_input("inputs_embeds", [1, "sequence", dims.hidden_size])
-    graph.add_input("seqlens_k", [1], TensorProto.INT32)
+    graph.add_input("inputs_embeds", ["batch", "sequence", dims.hidden_size])
+    graph.add_input("seqlens_k", ["batch"], TensorProto.INT32)
     graph.add_input("total_sequence_length", [], TensorProto.INT32)
     for table in ("cos_cache", "sin_cache"):
         graph.add_input(table, ["max_length", dims.head_size // 2])
-    cache = [1, dims.num_kv_heads, "max_length", dims.head_size]
+    cache = ["batch", dims.num_kv_heads, "max_length", dims.head_size]
     for i in range(dims.layers):
         for kind in ("key", "value"):
             graph.add_input(f"past_key_values.{i}.{kind}", cache)
             graph.add_output(f"present.{i}.{kind}", cache)
-    for name, value in (("last", -1), ("end", _INT64_MAX), ("sequence_axis", 1)):
-        layers.constant(name, [value])
+
+
+def _first_norm(layers: Layers, dims: TextDims) -> tuple[str, str]:
+    """The residual stream at its beginning, and its first norm."""
+    module = "model.layers.0.input_layernorm"
+    return "inputs_embeds", layers.rms_norm("inputs_embeds", module, "layers.0/input_layernorm", dims.rms_norm_eps)
 
 
 def _layer(layers: Layers, dims: TextDims, i: int, x: str, normed: str) -> tuple[str, str]:
     """One decoder layer; `x` is the residual stream and `normed` its input norm. Returns both for what follows.
 
     normed -> attention -> SkipSimplifiedLayerNormalization(x) -> MLP -> SkipSimplifiedLayerNormalization
-    In the last layer only the last token goes on after attention: no other row is read again.
+    In the last layer only `logit_rows` go on after attention: no other row is read again.
     """
     module, scope, last = f"model.layers.{i}", f"layers.{i}", i + 1 == dims.layers
     attended = _attention(layers, dims, i, normed)
     if last:
-        attended, x = (_last_token(layers, value, f"{scope}/{n}") for value, n in ((attended, "attn"), (x, "residual")))
+        attended, x = (
+            layers.graph.add_node("Gather", [value, "logit_rows"], f"{scope}/{name}", axis=1)
+            for value, name in ((attended, "attn"), (x, "residual"))
+        )
     attended = layers.linear(attended, [f"{module}.self_attn.o_proj"], f"{scope}/attn/o_proj", bias=False)
     normed, x = layers.skip_rms_norm(
         attended, x, f"{module}.post_attention_layernorm", f"{scope}/post_attention_layernorm", dims.rms_norm_eps
@@ -92,11 +107,6 @@ def _attention(layers: Layers, dims: TextDims, i: int, x: str) -> str:
         do_rotary=1,
         rotary_interleaved=0,
     )
-
-
-def _last_token(layers: Layers, x: str, scope: str) -> str:
-    """`x[:, -1:]`."""
-    return layers.graph.add_node("Slice", [x, "last", "end", "sequence_axis"], scope)
 
 
 def _mlp(layers: Layers, x: str, module: str, scope: str) -> str:

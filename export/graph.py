@@ -10,9 +10,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-# RMSNormalization came with opset 23. com.microsoft holds onnxruntime's own operators.
-OPSET = 23
-IR_VERSION = 11
+# onnxruntime 1.23, the last for Python 3.10, has no QuantizeLinear of a later opset. com.microsoft holds onnxruntime's
+# own operators.
+OPSET = 21
+IR_VERSION = 10
 MICROSOFT = "com.microsoft"
 
 # onnxruntime maps external data into memory; a page boundary lets it map without a copy.
@@ -68,6 +69,10 @@ class GraphBuilder:
         self._write(array.data.cast("B"))
         self._initializers.append(tensor)
         return name
+
+    def has_weight(self, name: str) -> bool:
+        """Whether an initializer of this name was added."""
+        return any(tensor.name == name for tensor in self._initializers)
 
     def add_node(
         self, op: str, inputs: Sequence[str], scope: str, outputs: Sequence[str] = (), domain: str = "", **attrs: Any

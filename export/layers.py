@@ -7,11 +7,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..quant.blockwise import quantize
+from ..quant.channelwise import LARGEST_CODE, quantize_channels
 from .graph import MICROSOFT, GraphBuilder
-from .recipe import FLOAT32_BITS, Precision
+from .recipe import W8A8, Blockwise, Precision
 
 ReadTensor = Callable[[str], NDArray[np.float32]]
 """Reads a tensor of the checkpoint by its name, as float32."""
+
+
+# What a row is divided by at least, so that a row of zeros gives zeros and not 0 / 0.
+_SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
+# Activations become uint8 around this: MLAS multiplies unsigned by signed bytes fast, and signed by signed slowly.
+_ZERO_POINT = 128
 
 
 class Layers:
@@ -19,21 +26,37 @@ class Layers:
 
     def __init__(self, graph: GraphBuilder, read: ReadTensor, precision: Precision) -> None:
         self.graph, self.read, self.precision = graph, read, precision
+        self._rows: dict[str, tuple[str, str]] = {}
 
     def linear(self, x: str, modules: Sequence[str], scope: str, *, bias: bool) -> str:
-        """`x @ W.T + b`, where W stacks the weights of `modules` [out, in] (q, k and v as one product).
-
-        x -> MatMulNBits(B, scales, zero_points, bias)        4 or 8 bits
-        x -> MatMul(W.T) -> Add(bias)                         float32
-        """
-        b = self._add_bias([f"{module}.bias" for module in modules], scope) if bias else ""
+        """`x @ W.T + b` in the precision of these layers, W stacking the weights of `modules` [out, in]."""
+        b = _stack([self.read(f"{module}.bias") for module in modules]) if bias else None
         weight = _stack([self._flat(f"{module}.weight") for module in modules])
-        return self.product(x, weight, scope, self.precision, bias=b)
+        return self.product(x, weight, scope, self.precision, b)
 
-    def product(self, x: str, weight: NDArray[np.float32], scope: str, precision: Precision, *, bias: str = "") -> str:
-        """`x @ weight.T + bias` for a weight [out, in], in `precision`."""
-        if precision.bits == FLOAT32_BITS:
-            return self._float_product(x, weight, scope, bias)
+    def product(
+        self,
+        x: str,
+        weight: NDArray[np.float32],
+        scope: str,
+        precision: Precision,
+        bias: NDArray[np.float32] | None = None,
+        *,
+        lowest: float | None = None,
+    ) -> str:
+        """`x @ weight.T + bias` for a weight [out, in] and a bias [out], in `precision`.
+
+        lowest: what no value of x is below, if that is known; it saves looking for it.
+        """
+        b = "" if bias is None else self.graph.add_weight(f"{scope}.bias", bias)
+        if isinstance(precision, W8A8):
+            return self._row_product(x, weight, scope, b, lowest)
+        if isinstance(precision, Blockwise):
+            return self._block_product(x, weight, scope, precision, b)
+        return self._float_product(x, weight, scope, b)
+
+    def _block_product(self, x: str, weight: NDArray[np.float32], scope: str, precision: Blockwise, bias: str) -> str:
+        """The product as MatMulNBits(B, scales, zero_points, bias), of 4 or 8 bits."""
         packed = quantize(weight, precision.bits, precision.block_size, symmetric=precision.symmetric)
         zero_points = packed.zero_points
         inputs = [
@@ -58,42 +81,112 @@ class Layers:
         weights = [self.vector(f"{module}.weight"), self.vector(f"{module}.bias")]
         return self.graph.add_node("LayerNormalization", [x, *weights], scope, axis=-1, epsilon=epsilon)
 
-    def skip_layer_norm(self, x: str, skip: str, module: str, scope: str, epsilon: float) -> tuple[str, str]:
-        """LayerNormalization of `x + skip`; returns it and the sum."""
-        inputs = [x, skip, self.vector(f"{module}.weight"), self.vector(f"{module}.bias")]
-        return self._skip_norm("SkipLayerNormalization", inputs, scope, epsilon)
-
     def rms_norm(self, x: str, module: str, scope: str, epsilon: float) -> str:
-        """RMS normalization over the last axis."""
-        return self.graph.add_node(
-            "RMSNormalization", [x, self.vector(f"{module}.weight")], scope, axis=-1, epsilon=epsilon
-        )
+        """RMS normalization over the last axis: that of x + 0, as ONNX's own operator wants a later opset.
+
+        x -> Sub(x) -> SkipSimplifiedLayerNormalization(x)
+        """
+        nothing = self.graph.add_node("Sub", [x, x], scope)
+        return self.skip_rms_norm(nothing, x, module, scope, epsilon)[0]
 
     def skip_rms_norm(self, x: str, skip: str, module: str, scope: str, epsilon: float) -> tuple[str, str]:
         """RMS normalization of `x + skip`; returns it and the sum."""
+        op = "SkipSimplifiedLayerNormalization"
+        normed, total = f"/{scope}/{op}/output", f"/{scope}/{op}/sum"
         inputs = [x, skip, self.vector(f"{module}.weight")]
-        return self._skip_norm("SkipSimplifiedLayerNormalization", inputs, scope, epsilon)
+        self.graph.add_node(op, inputs, scope, [normed, "", "", total], MICROSOFT, epsilon=epsilon)
+        return normed, total
 
     def vector(self, name: str) -> str:
         """A norm's weight or bias [n], in float32 under its own name."""
         return self.graph.add_weight(name, self.read(name))
 
     def constant(self, name: str, values: Sequence[int]) -> str:
-        """A small int64 initializer [n]: sizes, axes, shapes."""
-        return self.graph.add_weight(name, np.array(values, np.int64))
+        """A small int64 initializer [n]: sizes, axes, shapes. The same name is added once."""
+        return self._shared(name, np.array(values, np.int64))
 
-    def _skip_norm(self, op: str, inputs: list[str], scope: str, epsilon: float) -> tuple[str, str]:
-        normed, total = f"/{scope}/{op}/output", f"/{scope}/{op}/sum"
-        self.graph.add_node(op, inputs, scope, [normed, "", "", total], MICROSOFT, epsilon=epsilon)
-        return normed, total
+    def scalar(self, name: str, value: float) -> str:
+        """A float32 initializer []. The same name is added once."""
+        return self._shared(name, np.array(value, np.float32))
+
+    def _shared(self, name: str, array: NDArray[Any]) -> str:
+        return name if self.graph.has_weight(name) else self.graph.add_weight(name, array)
 
     def _float_product(self, x: str, weight: NDArray[np.float32], scope: str, bias: str) -> str:
+        """The product as MatMul(W.T) -> Add(bias)."""
         transposed = self.graph.add_weight(f"{scope}.weight", weight.T)
         y = self.graph.add_node("MatMul", [x, transposed], scope)
         return self.graph.add_node("Add", [y, bias], scope) if bias else y
 
-    def _add_bias(self, names: list[str], scope: str) -> str:
-        return self.graph.add_weight(f"{scope}.bias", _stack([self.read(name) for name in names]))
+    def summed_products(
+        self,
+        hidden: Callable[[slice, str], str],
+        weight: NDArray[np.float32],
+        scope: str,
+        bias: NDArray[np.float32] | None = None,
+        *,
+        lowest: float | None = None,
+    ) -> str:
+        """`hidden @ weight.T + bias` for a hidden layer wider than its output, as a sum over pieces of it.
+
+        hidden(0:n) -> product(W[:, 0:n]) -> Add -> Add ...
+        hidden(n:2n) -> product(W[:, n:2n]) --^      ^
+        `hidden` makes a piece of the hidden layer under a scope. Each piece has scales of its own, stays in the cache
+        until it is used, and its product runs faster than one over the whole. Only in W8A8; else there is one piece.
+        """
+        out_features, width = weight.shape
+        pieces = _pieces(width, out_features) if isinstance(self.precision, W8A8) else 1
+        total = ""
+        for i in range(pieces):
+            piece = slice(i * width // pieces, (i + 1) * width // pieces)
+            inner = f"{scope}.{i}" if pieces > 1 else scope
+            y = self.product(
+                hidden(piece, inner), weight[:, piece], inner, self.precision, bias if i == 0 else None, lowest=lowest
+            )
+            total = self.graph.add_node("Add", [total, y], f"{inner}/sum") if total else y
+        return total
+
+    def _row_product(self, x: str, weight: NDArray[np.float32], scope: str, bias: str, lowest: float | None) -> str:
+        """int8 by int8, with a scale for each row of x and one for each column of the weight.
+
+        x -> _quantize_rows -> codes, scale
+        codes -> MatMulIntegerToFloat(W.T, column scales) -> Mul(scale) -> Add(bias)
+        """
+        codes, scale = self._quantize_rows(x, lowest)
+        packed = quantize_channels(weight)
+        inputs = [
+            codes,
+            self.graph.add_weight(f"{scope}.weight", packed.codes),
+            self.scalar("code_step", 1 / LARGEST_CODE),
+            self.graph.add_weight(f"{scope}.scales", packed.scales),
+            self._shared("code_zero_point", np.array(_ZERO_POINT, np.uint8)),
+        ]
+        y = self.graph.add_node("MatMulIntegerToFloat", inputs, scope, domain=MICROSOFT)
+        y = self.graph.add_node("Mul", [y, scale], scope)
+        return self.graph.add_node("Add", [y, bias], scope) if bias else y
+
+    def _quantize_rows(self, x: str, lowest: float | None) -> tuple[str, str]:
+        """Each row of x as uint8 codes, and the largest magnitude of each row; once for all products of x.
+
+        x -> ReduceMax ----------> Max -> scale [.., rows, 1]
+          -> ReduceMin -> Neg ------^       v
+          -> Div -------------------------------> QuantizeLinear(1 / 127, 128) -> codes
+        Where no value is below `lowest`, its magnitude stands for the minimum's.
+        """
+        if x not in self._rows:
+            scope, axis = f"{x.strip('/').rpartition('/')[0]}/rows", self.constant("last_axis", [-1])
+            high = self.graph.add_node("ReduceMax", [x, axis], scope, keepdims=1)
+            if lowest is None:
+                low = self.graph.add_node("ReduceMin", [x, axis], scope, keepdims=1)
+                bounds = [self.graph.add_node("Neg", [low], scope), self.scalar("smallest_scale", _SMALLEST_SCALE)]
+            else:
+                bounds = [self.scalar(f"{scope}/lowest", -lowest)]
+            scale = self.graph.add_node("Max", [high, *bounds], scope)
+            shares = self.graph.add_node("Div", [x, scale], scope)
+            step = self.scalar("code_step", 1 / LARGEST_CODE)
+            zero_point = self._shared("code_zero_point", np.array(_ZERO_POINT, np.uint8))
+            self._rows[x] = self.graph.add_node("QuantizeLinear", [shares, step, zero_point], scope), scale
+        return self._rows[x]
 
     def _flat(self, name: str) -> NDArray[np.float32]:
         """A weight as [out, in]; a convolution's kernel is flattened in the order in which patches are."""
@@ -103,6 +196,11 @@ class Layers:
 
 def _stack(arrays: list[NDArray[np.float32]]) -> NDArray[np.float32]:
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def _pieces(width: int, piece: int) -> int:
+    """The largest number of equal pieces of `width` that are not narrower than `piece`."""
+    return next((n for n in range(width // piece, 1, -1) if width % n == 0), 1)
 
 
 def _trimmed(inputs: list[str]) -> list[str]:

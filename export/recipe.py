@@ -4,45 +4,84 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
-FLOAT32_BITS = 32
+RecipeName = Literal["int4", "int8", "fp32"]
+VisionName = Literal["w8a8", "w8", "fp32"]
+PrefillName = Literal["w8a8", "same"]
 
 
 @dataclass(frozen=True)
-class Precision:
-    """How the weights of linear layers are stored: 4 or 8 bits in blocks, or 32 for float32 as it is.
+class Float32:
+    """Weights as they are, float32 products."""
 
-    accuracy_level is `MatMulNBits`' own: 0 multiplies in float32, 4 rounds activations to int8 per block.
+    kind: Literal["fp32"] = "fp32"
+
+    @property
+    def label(self) -> str:
+        """The precision in a few words, for a person."""
+        return "fp32"
+
+    def weight_bytes(self, out_features: int, in_features: int) -> int:
+        """Bytes that a weight `[out_features, in_features]` takes in the bundle."""
+        return out_features * in_features * 4
+
+
+@dataclass(frozen=True)
+class Blockwise:
+    """4- or 8-bit weights in blocks that share a scale: `MatMulNBits`.
+
+    accuracy_level is the operator's own: 0 multiplies in float32, 4 rounds activations to int8 per block.
     """
 
     bits: int
     block_size: int
     symmetric: bool
     accuracy_level: int
+    kind: Literal["blockwise"] = "blockwise"
 
     @property
     def label(self) -> str:
         """The precision in a few words, for a person."""
-        if self.bits == FLOAT32_BITS:
-            return "fp32"
         return f"int{self.bits} block {self.block_size}"
 
     def weight_bytes(self, out_features: int, in_features: int) -> int:
         """Bytes that a weight `[out_features, in_features]` takes in the bundle."""
-        if self.bits == FLOAT32_BITS:
-            return out_features * in_features * 4
         blocks = -(-in_features // self.block_size)
         zero_points = 0 if self.symmetric else -(-blocks * self.bits // 8)
         return out_features * (blocks * (self.block_size * self.bits // 8 + 4) + zero_points)
 
 
 @dataclass(frozen=True)
+class W8A8:
+    """int8 weights per output channel times int8 activations per row: the fastest product of many rows on a CPU."""
+
+    kind: Literal["w8a8"] = "w8a8"
+
+    @property
+    def label(self) -> str:
+        """The precision in a few words, for a person."""
+        return "w8a8"
+
+    def weight_bytes(self, out_features: int, in_features: int) -> int:
+        """Bytes that a weight `[out_features, in_features]` takes in the bundle."""
+        return out_features * (in_features + 4)
+
+
+Precision = Float32 | Blockwise | W8A8
+
+
+@dataclass(frozen=True)
 class Recipe:
-    """The precision of every part. The patch embedding, norms and biases are always float32."""
+    """The precision of every part. The patch embedding, norms and biases are always float32.
+
+    prefill is the precision of the second copy of the decoder's layers, through which prompts go; None where there is
+    none, and prompts go through the decoder itself.
+    """
 
     name: str
     vision: Precision
     decoder: Precision
     head: Precision
+    prefill: Precision | None
     embedding: Literal["float16", "float32"]
 
     def to_json(self) -> dict[str, Any]:
@@ -51,15 +90,30 @@ class Recipe:
 
 
 def make_recipe(
-    name: Literal["int4", "int8", "fp32"], block_size: int = 128, *, symmetric: bool = False, accuracy_level: int = 4
+    name: RecipeName,
+    block_size: int = 128,
+    *,
+    symmetric: bool = False,
+    accuracy_level: int = 4,
+    vision: VisionName | None = None,
+    prefill: PrefillName | None = None,
 ) -> Recipe:
-    """The recipe of `--int4`, `--int8` or `--fp32`. Vision never has fewer than 8 bits."""
-    bits = {"int4": 4, "int8": 8, "fp32": FLOAT32_BITS}[name]
-    decoder = Precision(bits, block_size, symmetric, accuracy_level)
+    """The recipe of `--int4`, `--int8` or `--fp32`. Vision never has fewer than 8 bits.
+
+    vision and prefill: by default w8a8, and under fp32 what is not quantized.
+    """
+    exact = name == "fp32"
+    decoder = Float32() if exact else Blockwise(4 if name == "int4" else 8, block_size, symmetric, accuracy_level)
+    encoders: dict[VisionName, Precision] = {
+        "w8a8": W8A8(),
+        "w8": Blockwise(8, block_size, symmetric, accuracy_level),
+        "fp32": Float32(),
+    }
     return Recipe(
         name=name,
-        vision=dataclasses.replace(decoder, bits=max(bits, 8)),
+        vision=encoders[vision or ("fp32" if exact else "w8a8")],
         decoder=decoder,
         head=decoder,
-        embedding="float32" if name == "fp32" else "float16",
+        prefill=W8A8() if (prefill or ("same" if exact else "w8a8")) == "w8a8" else None,
+        embedding="float32" if exact else "float16",
     )

@@ -15,6 +15,14 @@ def expected_tensors(vision: VisionDims, text: TextDims) -> dict[str, Shape]:
     return dict([*_vision_tensors(vision), *_text_tensors(text)])
 
 
+def prefill_tensors(text: TextDims) -> list[str]:
+    """The tensors that fill the cache: the layers, of the last one only what makes keys and values."""
+    last = f"model.layers.{text.layers - 1}."
+    ends = ("self_attn.o_proj.weight", "post_attention_layernorm.weight")
+    names = [name for name, _ in _text_tensors(text) if name.startswith("model.layers.")]
+    return [name for name in names if not (name.startswith(last) and (name.endswith(ends) or ".mlp." in name))]
+
+
 def _linear(name: str, out_features: int, in_features: int, *, bias: bool) -> Iterator[tuple[str, Shape]]:
     yield f"{name}.weight", (out_features, in_features)
     if bias:

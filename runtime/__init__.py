@@ -1,8 +1,21 @@
 """Bundle to answers: the runtime of MedVLM-R1. Needs onnxruntime, numpy, Pillow, tokenizers and click."""
 
+from .decoding import Decoding
 from .errors import BundleError, CheckpointError, InputError, MedVLMError
 from .model import MedVLM
 from .result import Answer, Timings
+from .sampling import Sampling
 from .stream import Stream
 
-__all__ = ["Answer", "BundleError", "CheckpointError", "InputError", "MedVLM", "MedVLMError", "Stream", "Timings"]
+__all__ = [
+    "Answer",
+    "BundleError",
+    "CheckpointError",
+    "Decoding",
+    "InputError",
+    "MedVLM",
+    "MedVLMError",
+    "Sampling",
+    "Stream",
+    "Timings",
+]

@@ -13,6 +13,7 @@ from .manifest import MANIFEST, FileEntry, Manifest
 
 VISION = "vision_encoder.onnx"
 DECODER = "decoder.onnx"
+PREFILL = "prefill.onnx"
 EMBEDDINGS = "embeddings.bin"
 TOKENIZER = "tokenizer.json"
 REQUIRED = (VISION, f"{VISION}.data", DECODER, f"{DECODER}.data", EMBEDDINGS, TOKENIZER)

@@ -1,4 +1,4 @@
-"""The `medvlm` command: ask, info, verify."""
+"""The `medvlm` command: ask, chat, info, verify."""
 
 import dataclasses
 import io
@@ -10,20 +10,19 @@ from pathlib import Path
 import click
 
 from .bundle import find_faults, open_bundle, read_manifest
+from .chat import chat
+from .cli_options import BUNDLE, Asking, Loading, asking_options, decoding_options, loading_options
 from .commands import CommandGroup, shown_item
+from .context import check_fit, context_length
+from .decoding import Decoding
 from .errors import InputError, plain
 from .images import load_image
 from .manifest import Manifest
-from .model import DEFAULT_MAX_LENGTH, DEFAULT_MAX_NEW_TOKENS, MedVLM, check_fit, context_length
+from .model import MedVLM
 from .processor import Processor
-from .reasoning import ReasoningFilter
-from .result import Answer
-from .session import DEVICES, check_device
-from .stream import Stream
-
-# A terminal obeys control characters, and the model may write any.
-_CONTROL = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
-_BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
+from .session import check_device
+from .show import choice_line, show_stream, status, timing_line, vote_lines
+from .votes import check_votes, vote
 
 
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -35,72 +34,76 @@ def main() -> None:
         sys.stdout.reconfigure(errors="replace")
 
 
+main.add_command(chat)
+
+
 @main.command()
-@_BUNDLE
+@BUNDLE
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @click.option("-q", "--question", required=True, help="The question, its options included; - reads standard input.")
-@click.option("--raw", is_flag=True, help="Send the question as it is, without MedVLM-R1's question template.")
+@click.option("--votes", default=1, show_default=True, help="Sample this many answers and count their choices.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
-@click.option(
-    "--max-new-tokens", default=DEFAULT_MAX_NEW_TOKENS, show_default=True, help="Stop after this many tokens."
-)
-@click.option("--min-pixels", type=int, help="Enlarge a smaller image to this many pixels.")
-@click.option("--max-pixels", type=int, help="Shrink a larger image to this many pixels; 401408 as in training.")
-@click.option("--max-length", type=int, help=f"Tokens of prompt and answer together  [default: {DEFAULT_MAX_LENGTH}]")
-@click.option("--threads", type=int, help="Threads to compute with  [default: one for each core]")
-@click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True, help="Where to compute.")
-@click.option("--hash-files", is_flag=True, help="Check the sha256 of every file of the bundle first.")
+@asking_options
+@decoding_options
+@loading_options
 def ask(
     bundle: Path,
     images: tuple[str, ...],
     question: str,
-    raw: bool,
+    votes: int,
     as_json: bool,
-    max_new_tokens: int,
-    min_pixels: int | None,
-    max_pixels: int | None,
-    max_length: int | None,
-    threads: int | None,
-    device: str,
-    hash_files: bool,
+    asking: Asking,
+    decoding: Decoding,
+    loading: Loading,
 ) -> None:
     """Ask a question of one image, or of several in order.
 
     Streams the reasoning, then prints the choice with its text and the time of each stage.
     """
     # Everything that can be wrong is looked at before the sessions are opened, which takes seconds.
-    check_device(device)
-    opened = open_bundle(bundle, hash_files=hash_files)
-    length = context_length(opened, max_length)
+    check_device(loading.device)
+    check_votes(votes, decoding)
+    opened = open_bundle(bundle, hash_files=loading.hash_files)
+    length = context_length(opened, loading.max_length)
     processor = Processor(opened)
     started = time.perf_counter()
     loaded = [load_image(image) for image in images]
-    request = processor.prepare(loaded, _read_question(question), raw=raw, min_pixels=min_pixels, max_pixels=max_pixels)
+    request = processor.prepare(loaded, _read_question(question), **dataclasses.asdict(asking))
     preprocess_s = time.perf_counter() - started
-    check_fit(request, length, max_new_tokens)
+    check_fit(request, length)
     for note in request.notes if not as_json else ():
         click.echo(f"Note: {note}", err=True)
-    _status(f"loading {bundle}")
-    model = MedVLM(opened, processor, device=device, threads=threads, max_length=length)
-    _status(f"reading {request.visual_tokens} visual tokens")
-    stream = model.run(request, max_new_tokens, preprocess_s=preprocess_s)
-    answer = _show(stream, quiet=as_json)
+    status(f"loading {bundle}")
+    model = MedVLM(
+        opened,
+        processor,
+        device=loading.device,
+        threads=loading.threads,
+        max_length=length,
+        prefix_mb=loading.prefix_mb,
+    )
+    status(f"reading {request.visual_tokens} visual tokens")
+    if votes > 1:
+        counted = vote(model, request, decoding, votes)
+        click.echo(json.dumps(dataclasses.asdict(counted)) if as_json else vote_lines(counted))
+        return
+    answer = show_stream(model.run(request, decoding, preprocess_s=preprocess_s), quiet=as_json)
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(answer)))
     else:
-        click.echo(_choice_line(answer, request.options))
-        click.echo(_timing_line(answer))
+        click.echo(choice_line(answer, request.options))
+        click.echo(timing_line(answer))
 
 
 @main.command()
-@_BUNDLE
+@BUNDLE
 def info(bundle: Path) -> None:
     """Print what a bundle holds and how it was made."""
     click.echo(describe(read_manifest(bundle)))
 
 
 @main.command()
-@_BUNDLE
+@BUNDLE
 def verify(bundle: Path) -> None:
     """Hash every file of a bundle and name each that is missing, extra, changed or outside it."""
     manifest = read_manifest(bundle)
@@ -135,38 +138,6 @@ def describe(manifest: Manifest) -> str:
     return "\n".join(lines)
 
 
-def _show(stream: Stream, *, quiet: bool) -> Answer:
-    """Print the reasoning as it comes, unless `quiet`."""
-    reasoning = ReasoningFilter()
-    for piece in stream:
-        if not quiet:
-            click.echo(reasoning.feed(piece).translate(_CONTROL), nl=False)
-            sys.stdout.flush()
-    if not quiet:
-        click.echo(reasoning.flush().rstrip().translate(_CONTROL) + "\n")
-    return stream.answer
-
-
-def _choice_line(answer: Answer, options: dict[str, str]) -> str:
-    if answer.choice:
-        flags = f"  ({', '.join(answer.flags)})" if answer.flags else ""
-        return f"Answer: {answer.choice}) {answer.choice_text}{flags}"
-    if options:
-        return f"Answer: none of the options could be read from the text (stopped by: {answer.finish_reason})"
-    return "Answer: the question offered no options; see the text above"
-
-
-def _timing_line(answer: Answer) -> str:
-    times = answer.timings
-    rate = times.decode_tokens_per_s
-    speed = f" ({rate:.1f} tokens/s)" if rate else ""
-    return (
-        f"load {times.load_s:.2f} s, preprocess {times.preprocess_s:.2f} s, vision {times.vision_s:.2f} s "
-        f"({answer.visual_tokens} visual tokens), prefill {times.prefill_s:.2f} s ({answer.prompt_tokens} tokens), "
-        f"decode {times.decode_s:.2f} s{speed}; {answer.new_tokens} new tokens, stopped by: {answer.finish_reason}"
-    )
-
-
 def _read_question(question: str) -> str:
     if question != "-":
         return question
@@ -177,9 +148,3 @@ def _read_question(question: str) -> str:
         return sys.stdin.buffer.read().decode("utf-8-sig").replace("\r\n", "\n").strip()
     except UnicodeDecodeError:
         raise InputError("the question on standard input is not UTF-8 text; save it as UTF-8") from None
-
-
-def _status(line: str) -> None:
-    """Say what is going on where a person waits at a terminal."""
-    if sys.stderr.isatty():
-        click.echo(f"{line} ...", err=True)

@@ -1,5 +1,6 @@
 """The embedding table: memory-mapped, read by row."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,14 @@ class EmbeddingTable:
         size, wanted = path.stat().st_size, vocab_size * hidden_size * stored.itemsize
         if size != wanted:
             raise BundleError(f"{path} has {size} bytes and the manifest's dimensions want {wanted}; export again")
-        self._table = np.memmap(path, stored, mode="r", shape=(vocab_size, hidden_size))
+        # A plain array over the mapping: each view of a memmap costs as much as a row.
+        self._table = np.asarray(np.memmap(path, stored, mode="r", shape=(vocab_size, hidden_size)))
 
     def rows(self, token_ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """The embeddings [tokens, hidden_size] of `token_ids` [tokens]."""
         return self._table[token_ids].astype(np.float32)
+
+    def write(self, token_ids: Sequence[int], out: NDArray[np.float32]) -> None:
+        """Write the embeddings of `token_ids` into `out` [tokens, hidden_size], without an array in between."""
+        for row, token_id in zip(out, token_ids, strict=True):
+            row[:] = self._table[token_id]

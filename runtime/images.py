@@ -44,6 +44,7 @@ _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
 # Pillow counts a TIFF's pages in time that grows with their square: a hostile file could keep it at that for hours.
 _MAX_COUNTED_FRAMES = 1000
 _SCALED_AT_ONCE = 2**20
+_READ_AT_ONCE = 2**26
 _ARRAY_SHAPES = "[h, w], [h, w, 1], [h, w, 3] or [h, w, 4]"
 
 
@@ -77,6 +78,30 @@ def load_image(source: ImageSource) -> LoadedImage:
         if isinstance(source, np.ndarray):
             return LoadedImage(_from_array(source), ())
     raise InputError(f"an image is a path, bytes, a Pillow image or a numpy array, not {type(source).__name__}")
+
+
+def read_encoded(source: ImageSource) -> tuple[bytes, str] | None:
+    """The content of an image file and what to call it in messages; None for pixels, and for files over 64 MiB.
+
+    Raises `InputError` as `load_image` does where the file cannot be read.
+    """
+    if isinstance(source, bytes):
+        return source, "the image"
+    if not isinstance(source, str | os.PathLike):
+        return None
+    path = Path(os.fsdecode(source))
+    name = plain(str(path))
+    with _open_regular(path, name) as stream, _one_line_errors(name):
+        content = stream.read(_READ_AT_ONCE + 1)
+    return (content, name) if len(content) <= _READ_AT_ONCE else None
+
+
+def decode_image(content: bytes, name: str) -> LoadedImage:
+    """As `load_image`, of a file's `content` that messages call `name`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _check_file_size(len(content), name)
+        return _load_stream(io.BytesIO(content), name)
 
 
 def _load_path(path: Path) -> LoadedImage:

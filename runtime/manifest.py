@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from .errors import BundleError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 
 _LARGEST = 2**31 - 1
@@ -163,7 +163,11 @@ class Manifest:
             raise BundleError(f"{MANIFEST} has no format_version; this is not a medvlm bundle")
         if version > FORMAT_VERSION:
             raise BundleError(
-                f"the bundle's format is {version} and this medvlm reads up to {FORMAT_VERSION}; upgrade medvlm"
+                f"the bundle's format is {version} and this medvlm reads {FORMAT_VERSION}; upgrade medvlm"
+            )
+        if version < FORMAT_VERSION:
+            raise BundleError(
+                f"the bundle's format is {version} and this medvlm reads {FORMAT_VERSION}; export the bundle again"
             )
         manifest = _read(cls, data, MANIFEST)
         for fault in _contradictions(manifest):

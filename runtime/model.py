@@ -9,22 +9,28 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .bundle import DECODER, EMBEDDINGS, VISION, Bundle, open_bundle
-from .decoder import Decoder
+from .batch import answer_batch
+from .batch_decoder import BatchDecoder
+from .bundle import DECODER, EMBEDDINGS, PREFILL, VISION, Bundle, open_bundle
+from .constrain import AnswerForm, ending_tokens
+from .context import check_fit, context_length
+from .decoder import Decoder, DecoderSessions
+from .decoding import DEFAULT_DECODING, Decoding
 from .embeddings import EmbeddingTable
 from .errors import InputError
-from .generate import Token, greedy
+from .generate import Generation, Limits, Token, generate, generate_alone
 from .images import ImageSource, LoadedImage
-from .positions import mrope_tables
+from .lookup import PromptLookup
+from .prefill import Prefill
+from .prefix import PrefixCache
 from .processor import Processor, Request
 from .result import Answer
-from .session import check_device, one_line_failures
-from .stream import Clock, Stream
+from .sampling import Sampler
+from .session import check_device, one_line_failures, open_sessions
+from .stream import Progress, Stream
 from .vision import VisionEncoder
 
-DEFAULT_MAX_NEW_TOKENS = 512
-# 5,000 visual tokens and a long conversation; the cache takes memory only as far as it is used.
-DEFAULT_MAX_LENGTH = 8192
+DEFAULT_PREFIX_MB = 512
 
 Images = ImageSource | LoadedImage | Sequence[ImageSource | LoadedImage] | None
 
@@ -32,7 +38,8 @@ Images = ImageSource | LoadedImage | Sequence[ImageSource | LoadedImage] | None
 class MedVLM:
     """A loaded bundle. It answers one question at a time: starting another ends the stream before it.
 
-    Not safe for use from several threads at once: give each its own instance, or a lock.
+    A question about images of an earlier one goes on from there: their features, and the KV cache up to where the
+    prompts differ, are kept. Not safe for use from several threads at once: give each its own instance, or a lock.
     """
 
     def __init__(
@@ -43,21 +50,33 @@ class MedVLM:
         device: str = "auto",
         threads: int | None = None,
         max_length: int | None = None,
+        prefix_mb: int = DEFAULT_PREFIX_MB,
     ) -> None:
         """Open the sessions of a checked bundle; see `load`."""
         check_device(device)
+        if prefix_mb < 0:
+            raise InputError(f"prefix_mb is {prefix_mb}; give 0 or more")
         started = time.perf_counter()
         dims = bundle.manifest.text
         self.manifest = bundle.manifest
         self.processor = processor or Processor(bundle)
         self.max_length = context_length(bundle, max_length)
         threads = _check_threads(threads)
-        with one_line_failures("loading"):
-            self._vision = VisionEncoder(bundle.path(VISION), bundle.manifest.vision, threads)
-            self._decoder = Decoder(bundle.path(DECODER), dims, self.max_length, threads)
         self._embeddings = EmbeddingTable(
             bundle.path(EMBEDDINGS), bundle.manifest.embedding_dtype, dims.vocab_size, dims.hidden_size
         )
+        graphs = [name for name in (PREFILL, DECODER, VISION) if name in bundle.manifest.files]
+        with one_line_failures("loading"):
+            opened = open_sessions([bundle.path(name) for name in graphs], threads)
+        by_name = dict(zip(graphs, opened, strict=True))
+        self._vision = VisionEncoder(by_name[VISION], bundle.manifest.vision)
+        self._sessions = DecoderSessions(by_name[DECODER], by_name.get(PREFILL))
+        prefixes = PrefixCache(
+            prefix_mb * 1_000_000,
+            dims.kv_bytes_per_token,
+            partial(Decoder, self._sessions, self._embeddings, dims),
+        )
+        self.prefill = Prefill(self._embeddings, self._vision, prefixes, dims)
         self.load_s = time.perf_counter() - started
         self._stream: Stream | None = None
 
@@ -69,25 +88,32 @@ class MedVLM:
         threads: int | None = None,
         *,
         max_length: int | None = None,
+        prefix_mb: int = DEFAULT_PREFIX_MB,
         hash_files: bool = False,
     ) -> "MedVLM":
         """Load the bundle in a directory.
 
-        device: "auto" or "cpu". threads: None takes one for each physical core. max_length: tokens that prompt and
-        answer may have together, by default 8192 or what the model holds. hash_files: check every file's sha256 first.
+        device: "auto" or "cpu". threads: None takes one for each physical core that the process may use. max_length:
+        tokens that prompt and answer may have together, by default 8192 or what the model holds. prefix_mb: megabytes
+        of earlier questions to keep for later ones about the same images; 0 keeps nothing. hash_files: check every
+        file's sha256 first.
         Raises `BundleError` for a bundle that is not sound, `InputError` for an argument that is not.
         """
         return cls(
-            open_bundle(Path(bundle), hash_files=hash_files), device=device, threads=threads, max_length=max_length
+            open_bundle(Path(bundle), hash_files=hash_files),
+            device=device,
+            threads=threads,
+            max_length=max_length,
+            prefix_mb=prefix_mb,
         )
 
     def ask(
         self,
         image: Images,
         question: str,
+        decoding: Decoding = DEFAULT_DECODING,
         *,
         raw: bool = False,
-        max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
     ) -> Answer:
@@ -97,9 +123,7 @@ class MedVLM:
         checkpoint's limits on the resized image. Raises `InputError`, before any work, for an image, a question or a
         limit that will not do.
         """
-        stream = self.stream(
-            image, question, raw=raw, max_new_tokens=max_new_tokens, min_pixels=min_pixels, max_pixels=max_pixels
-        )
+        stream = self.stream(image, question, decoding, raw=raw, min_pixels=min_pixels, max_pixels=max_pixels)
         for _ in stream:
             pass
         return stream.answer
@@ -108,9 +132,9 @@ class MedVLM:
         self,
         image: Images,
         question: str,
+        decoding: Decoding = DEFAULT_DECODING,
         *,
         raw: bool = False,
-        max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
     ) -> Stream:
@@ -119,80 +143,124 @@ class MedVLM:
         request = self.processor.prepare(
             _as_list(image), question, raw=raw, min_pixels=min_pixels, max_pixels=max_pixels
         )
-        return self.run(request, max_new_tokens, preprocess_s=time.perf_counter() - started)
+        return self.run(request, decoding, preprocess_s=time.perf_counter() - started)
+
+    def ask_batch(
+        self,
+        images_and_questions: Sequence[tuple[Images, str]],
+        decoding: Decoding = DEFAULT_DECODING,
+        *,
+        batch_size: int | None = None,
+        raw: bool = False,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+    ) -> list[Answer]:
+        """As `ask` for each, several decoded together; the answers in the order of the questions.
+
+        batch_size: how many are decoded together, by default as `answer_batch` says. All images are decoded before any
+        work, so that one that will not do refuses all: give some hundreds at a time.
+        """
+        requests, seconds = [], []
+        for image, question in images_and_questions:
+            started = time.perf_counter()
+            request = self.processor.prepare(
+                _as_list(image), question, raw=raw, min_pixels=min_pixels, max_pixels=max_pixels
+            )
+            requests.append(request)
+            seconds.append(time.perf_counter() - started)
+        return answer_batch(self, requests, decoding, batch_size=batch_size, preprocess_s=seconds)
 
     def run(
-        self, request: Request, max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS, *, preprocess_s: float = 0.0
+        self, request: Request, decoding: Decoding = DEFAULT_DECODING, *, preprocess_s: float = 0.0, vote: int = 0
     ) -> Stream:
-        """Answer a prepared request; `preprocess_s` is the time that preparing it took, for the timings."""
-        check_fit(request, self.max_length, max_new_tokens)
-        if self._stream is not None:
-            self._stream.replace()
+        """Answer a prepared request; `preprocess_s` is the time that preparing it took, for the timings.
+
+        vote: a number that makes this sample independent of others with the same seed.
+        """
+        check_fit(request, self.max_length)
+        self.end_stream()
         self._stream = Stream(
-            request, partial(self._generate, request, max_new_tokens), load_s=self.load_s, preprocess_s=preprocess_s
+            request,
+            partial(self._generate, request, decoding, vote),
+            load_s=self.load_s,
+            preprocess_s=preprocess_s,
         )
         return self._stream
 
-    def _generate(self, request: Request, max_new_tokens: int, clock: Clock) -> Iterator[Token]:
-        """The tokens of an answer, each stage's time marked on `clock`."""
-        with one_line_failures("the vision encoder"):
-            features = [self._vision.encode(image) for image in request.images]
-        clock.mark("vision")
-        self._decoder.length = 0
-        embeddings = self._embed(request, features)
-        self._write_rotary(request, max_new_tokens)
-        with one_line_failures("prefill"):
-            logits = self._decoder.prefill(embeddings)
-        clock.mark("prefill")
-        yield from greedy(
+    def new_sequence(self) -> Decoder:
+        """A sequence of its own over this model's sessions."""
+        return Decoder(self._sessions, self._embeddings, self.manifest.text)
+
+    def end_stream(self) -> None:
+        """End the stream that is being read, if one is: the caches are wanted for something else."""
+        if self._stream is not None:
+            self._stream.replace()
+
+    def free_slots(self, request: Request, decoding: Decoding) -> int:
+        """How many tokens the answer may put into the cache behind its prompt."""
+        return min(decoding.max_new_tokens, self.max_length - len(request.token_ids))
+
+    def batch_decoder(self, sequences: int, capacity: int, lag: int) -> BatchDecoder:
+        """A decoder for several sequences; see there."""
+        return BatchDecoder(self._sessions.decode, self._embeddings, self.manifest.text, sequences, capacity, lag)
+
+    def generation(
+        self,
+        request: Request,
+        decoding: Decoding,
+        vote: int,
+        logits: NDArray[np.float32],
+        progress: Progress,
+        *,
+        one_by_one: bool = False,
+    ) -> Generation:
+        """The answer after a prompt with these logits [vocab_size]; its form and its drafts noted in `progress`.
+
+        one_by_one: without drafts, and with a token a call.
+        """
+        free_slots = self.free_slots(request, decoding)
+        progress.form = self._form(request, decoding, free_slots)
+        if decoding.max_draft and not one_by_one:
+            ids = request.token_ids
+            progress.lookup = PromptLookup(ids, decoding.max_draft, ignored=self.manifest.image_token_id)
+        return generate(
             logits,
-            self._step,
+            Sampler(decoding.sampling, request.token_ids, vote),
             tokenizer=self.processor.tokenizer,
-            end_ids=self.manifest.generation.eos_token_ids,
-            max_new_tokens=max_new_tokens,
-            free_slots=self.max_length - len(request.token_ids),
+            limits=Limits(self.manifest.generation.eos_token_ids, decoding.max_new_tokens, free_slots),
+            form=progress.form,
+            lookup=progress.lookup,
+            one_by_one=one_by_one,
         )
 
-    def _step(self, token_id: int) -> NDArray[np.float32]:
-        embedding = self._embeddings.rows(np.array([token_id]))[0]
+    def _generate(self, request: Request, decoding: Decoding, vote: int, progress: Progress) -> Iterator[Token]:
+        """The tokens of an answer by itself."""
+        decoder, logits = self.prefill.fill(request, self.free_slots(request, decoding), progress)
+        progress.graph_seconds = lambda: decoder.graph_s
+        return generate_alone(self.generation(request, decoding, vote, logits, progress), _Reporting(decoder))
+
+    def _form(self, request: Request, decoding: Decoding, free_slots: int) -> AnswerForm | None:
+        """What the answer must look like; None where the question has no options, or there is no room for an answer."""
+        room = min(decoding.max_new_tokens, free_slots + 1) - ending_tokens(self.processor.tokenizer)
+        if not (decoding.constrained and request.options) or room < 0:
+            return None
+        think_tokens = room if decoding.think_tokens is None else min(room, decoding.think_tokens)
+        return AnswerForm(
+            self.processor.tokenizer, list(request.options), self.manifest.generation.eos_token_ids, think_tokens
+        )
+
+
+class _Reporting:
+    """A decoder whose failures are one line."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+        self.rewind = decoder.rewind
+
+    def extend(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        """As `Decoder.extend`."""
         with one_line_failures("decode"):
-            return self._decoder.step(embedding)
-
-    def _embed(self, request: Request, features: list[NDArray[np.float32]]) -> NDArray[np.float32]:
-        """The prompt's embeddings [tokens, hidden_size], the images' features in place of their tokens."""
-        embeddings = self._embeddings.rows(request.token_ids)
-        if features:
-            embeddings[request.token_ids == self.manifest.image_token_id] = np.concatenate(features)
-        return embeddings
-
-    def _write_rotary(self, request: Request, new_tokens: int) -> None:
-        """Rotary rows for the prompt and for what follows, whose positions count up on all three axes."""
-        new_tokens = min(new_tokens, self.max_length - len(request.token_ids))
-        following = request.positions.max() + 1 + np.arange(new_tokens)
-        positions = np.concatenate([request.positions, np.broadcast_to(following, (3, new_tokens))], axis=1)
-        self._decoder.write_rotary(0, *mrope_tables(positions, self.manifest.text))
-
-
-def context_length(bundle: Bundle, max_length: int | None) -> int:
-    """The cache's length in tokens. Raises `InputError` for one that the model does not hold."""
-    limit = bundle.manifest.text.max_positions
-    if max_length is None:
-        return min(DEFAULT_MAX_LENGTH, limit)
-    if not 2 <= max_length <= limit:
-        raise InputError(f"max_length is {max_length}; this model takes 2 to {limit}")
-    return max_length
-
-
-def check_fit(request: Request, max_length: int, max_new_tokens: int) -> None:
-    """Raise `InputError`, with the numbers, where the prompt leaves no room for an answer."""
-    if max_new_tokens < 1:
-        raise InputError(f"max_new_tokens is {max_new_tokens}; at least 1 is needed")
-    tokens = len(request.token_ids)
-    if tokens >= max_length:
-        raise InputError(
-            f"the prompt has {tokens} tokens ({request.visual_tokens} of them visual) and the context holds "
-            f"{max_length}; lower --max-pixels, give fewer images, or raise --max-length"
-        )
+            return self._decoder.extend(token_ids)
 
 
 def _check_threads(threads: int | None) -> int | None:

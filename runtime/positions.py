@@ -58,6 +58,18 @@ def mrope_tables(positions: NDArray[np.int64], dims: TextDims) -> tuple[NDArray[
     return np.cos(angles), np.sin(angles)
 
 
+def turn_keys(keys: NDArray[np.float32], by: int, dims: TextDims) -> None:
+    """Move keys [..., head_size] by so many positions on all three axes, in place.
+
+    A key at position p was turned by p's angles; turning it on by those of `by` gives it at p + `by`.
+    """
+    (cos,), (sin,) = mrope_tables(np.full((3, 1), by), dims)
+    first, second = np.split(keys, 2, axis=-1)
+    turned = first * cos - second * sin
+    second[:] = second * cos + first * sin
+    first[:] = turned
+
+
 def vision_tables(grid: tuple[int, int], dims: VisionDims) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """The cosines and sines [patches, head_size / 2] of an image of `grid` (height, width) patches.
 

@@ -1,8 +1,11 @@
 """Images and a question to what the model reads: patches, token ids and positions. No session is needed for it."""
 
+import hashlib
 import math
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -11,30 +14,73 @@ from tokenizers import Tokenizer
 
 from .bundle import TOKENIZER, Bundle
 from .errors import BundleError, InputError
-from .images import ImageSource, LoadedImage, load_image
-from .manifest import Manifest
+from .images import ImageSource, LoadedImage, decode_image, load_image, read_encoded
+from .manifest import Manifest, Preprocessing
 from .positions import mrope_positions
+from .prefix import Contents, find_spans
 from .preprocess import Patches, preprocess, token_grid, with_pixel_limits
 from .prompt import check_question, parse_options, question_text, render_prompt
+
+# Decoded files are kept for the next question, as far as their pixels fit in this.
+_DECODED_BYTES = 1 << 26
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image that is known to be sound, cut into patches only when the encoder wants them.
+
+    grid: (height, width) in visual tokens.
+    """
+
+    image: LoadedImage
+    settings: Preprocessing
+    grid: tuple[int, int]
+
+    @property
+    def visual_tokens(self) -> int:
+        """How many tokens stand for it."""
+        return math.prod(self.grid)
+
+    @cached_property
+    def digest(self) -> str:
+        """The sha256 of all that decides what the encoder reads: the pixels, their size and the size they get."""
+        pixels = self.image.pixels
+        digest = hashlib.sha256(repr((pixels.size, self.grid)).encode())
+        digest.update(pixels.tobytes())
+        return digest.hexdigest()
+
+    def patches(self) -> Patches:
+        """What the encoder reads."""
+        return preprocess(self.image.pixels, self.settings)
 
 
 @dataclass(frozen=True)
 class Request:
     """One question, ready for the model.
 
-    images: the patches of each image, in order.
+    images: each image, in order.
     token_ids: [tokens] int64, each image a run of the image token.
     positions: [3, tokens] int64, the (t, h, w) position of each token.
     options: the letters that the question offers, with their texts; empty where it is not multiple-choice.
     """
 
-    images: tuple[Patches, ...]
+    images: tuple[Picture, ...]
     token_ids: NDArray[np.int64]
     positions: NDArray[np.int64]
     prompt: str
     options: dict[str, str]
-    visual_tokens: int
     notes: tuple[str, ...]
+    contents: Contents
+
+    @property
+    def visual_tokens(self) -> int:
+        """How many tokens stand for all images together."""
+        return sum(picture.visual_tokens for picture in self.images)
+
+    @property
+    def lag(self) -> int:
+        """How far positions are behind slots after the prompt: an image takes no more of them than its longer side."""
+        return len(self.token_ids) - 1 - int(self.positions.max())
 
 
 class Processor:
@@ -51,6 +97,7 @@ class Processor:
         self._reserved = [
             token.content for token in self.tokenizer.get_added_tokens_decoder().values() if token.special
         ]
+        self._decoded: OrderedDict[tuple[str, str], LoadedImage] = OrderedDict()
 
     def prepare(
         self,
@@ -64,20 +111,41 @@ class Processor:
         """Load the images and build the prompt. Raises `InputError` for a bad image, question or limit."""
         check_question(question, self._reserved)
         settings = with_pixel_limits(self.manifest.preprocessing, min_pixels, max_pixels)
-        loaded = [image if isinstance(image, LoadedImage) else load_image(image) for image in images]
+        loaded = [self._load(image) for image in images]
         grids = [token_grid(image.pixels.height, image.pixels.width, settings) for image in loaded]
         self._check_length(question, grids)
         prompt = render_prompt(self.manifest.prompt, question_text(question, raw), len(loaded))
         token_ids = self._expand(self.tokenizer.encode(prompt, add_special_tokens=False).ids, grids)
+        pictures = tuple(Picture(image, settings, grid) for image, grid in zip(loaded, grids, strict=True))
+        image_token_id = self.manifest.image_token_id
+        digests = [(picture.digest, picture.visual_tokens) for picture in pictures]
         return Request(
-            images=tuple(preprocess(image.pixels, settings) for image in loaded),
+            images=pictures,
             token_ids=token_ids,
-            positions=mrope_positions(token_ids, self.manifest.image_token_id, grids),
+            positions=mrope_positions(token_ids, image_token_id, grids),
             prompt=prompt,
             options=parse_options(question),
-            visual_tokens=sum(math.prod(grid) for grid in grids),
             notes=tuple(note for image in loaded for note in image.notes),
+            contents=Contents(token_ids, find_spans(token_ids, image_token_id, digests)),
         )
+
+    def _load(self, source: ImageSource | LoadedImage) -> LoadedImage:
+        """The image in `source`, from memory where the same file was decoded before.
+
+        A file's name is part of the key only because notes speak of it: its content always is.
+        """
+        if isinstance(source, LoadedImage):
+            return source
+        encoded = read_encoded(source)
+        if encoded is None:
+            return load_image(source)
+        content, name = encoded
+        key = hashlib.sha256(content).hexdigest(), name
+        image = self._decoded.pop(key, None) or decode_image(content, name)
+        self._decoded[key] = image
+        while sum(math.prod(kept.pixels.size) * 3 for kept in self._decoded.values()) > _DECODED_BYTES:
+            self._decoded.popitem(last=False)
+        return image
 
     def _check_length(self, question: str, grids: Sequence[tuple[int, int]]) -> None:
         """Refuse what cannot fit in any context, before pixels are resized or a book is tokenized."""

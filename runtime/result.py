@@ -10,7 +10,8 @@ class Timings:
     """Seconds that each stage took.
 
     load_s is the time that opening the sessions took, once for all questions. first_token_s is the time to the first
-    token (TTFT): preprocessing, vision and prefill. decode_s covers the tokens after the first.
+    token (TTFT): preprocessing, vision and prefill. decode_s covers the tokens after the first, decode_graph_s its
+    part that was spent in onnxruntime.
     """
 
     load_s: float
@@ -19,6 +20,7 @@ class Timings:
     prefill_s: float
     first_token_s: float
     decode_s: float
+    decode_graph_s: float
     total_s: float
     prefill_tokens_per_s: float
     decode_tokens_per_s: float | None
@@ -35,6 +37,10 @@ class Answer:
     flags: what was unusual about the reading (see `medvlm.runtime.answer`).
     finish_reason: "end", "answer", "length" or "context".
     token_ids: every generated token, an end token included.
+    options: the probability of each letter offered, given the reasoning; they add up to 1. Empty where decoding was
+        not constrained. margin: the largest less the second largest of them, None where there are none.
+    cached_tokens: tokens at the prompt's beginning that an earlier question left in the cache.
+    drafted_tokens, accepted_tokens: tokens that prompt lookup proposed, and how many of them were right.
     notes: what was done with the images that a person should know.
     """
 
@@ -49,5 +55,10 @@ class Answer:
     prompt_tokens: int
     visual_tokens: int
     new_tokens: int
+    options: dict[str, float]
+    margin: float | None
+    cached_tokens: int
+    drafted_tokens: int
+    accepted_tokens: int
     timings: Timings
     notes: tuple[str, ...]

@@ -3,11 +3,13 @@
 import contextlib
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import InputError, MedVLMError
+from .threads import usable_cores
 
 # onnxruntime reads this at import, and its wheels carry telemetry that is on without it.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     import onnxruntime
 
 DEVICES = ("auto", "cpu")
+
+_CPU_INFO = Path("/proc/cpuinfo")
 
 # Errors are raised as well; logged, they would be second lines.
 _LOG_FATAL_ONLY = 4
@@ -30,7 +34,7 @@ def check_device(device: str) -> None:
 
 
 def open_session(path: Path, threads: int | None) -> "onnxruntime.InferenceSession":
-    """A CPU session of the graph in `path`; `threads` None takes one for each physical core.
+    """A CPU session of the graph in `path`; `threads` None takes one for each physical core that may be used.
 
     Raises `MedVLMError` where onnxruntime cannot load the graph.
     """
@@ -38,13 +42,35 @@ def open_session(path: Path, threads: int | None) -> "onnxruntime.InferenceSessi
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _LOG_FATAL_ONLY
-    options.intra_op_num_threads = threads or 0
+    options.intra_op_num_threads = threads or usable_cores()
     # The graphs are one chain: a second pool would only take threads from the first.
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    if saturates_bytes(_CPU_INFO):
+        # Weights are turned to uint8 at loading: slower, but right.
+        options.add_session_config_entry("session.x64quantprecision", "1")
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise MedVLMError(f"onnxruntime cannot load {path.name}: {_first_line(error)}") from error
+
+
+def open_sessions(paths: Sequence[Path], threads: int | None) -> "list[onnxruntime.InferenceSession]":
+    """A session of each graph, two opened at a time: packing weights takes one core. Raises as `open_session`."""
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        return list(pool.map(lambda path: open_session(path, threads), paths))
+
+
+def saturates_bytes(cpu_info: Path) -> bool:
+    """Whether products of uint8 and int8 overflow on this CPU: x86 adds them up in 16 bits before VNNI came.
+
+    cpu_info: Linux's /proc/cpuinfo; without such a file the answer is no.
+    """
+    try:
+        text = cpu_info.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    flags = next((line.partition(":")[2].split() for line in text.splitlines() if line.startswith("flags")), [])
+    return bool(flags) and not {"avx512_vnni", "avx_vnni"} & set(flags)
 
 
 @contextlib.contextmanager

@@ -1,73 +1,76 @@
 """One answer while it is generated: its text piece by piece, its stages timed, and the answer at its end."""
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from .answer import parse_answer
+from .constrain import AnswerForm
 from .errors import MedVLMError
 from .generate import Token
+from .lookup import PromptLookup
+from .options import margin
 from .processor import Request
 from .result import Answer, Timings
 
 
 class Clock:
-    """Marks the ends of stages; `seconds` of a stage run from the mark before it."""
+    """Marks the ends of stages; `seconds` of a stage are those since the mark before, of all its marks together."""
 
     def __init__(self) -> None:
         self._last = time.perf_counter()
-        self.seconds: dict[str, float] = {}
+        self.seconds: defaultdict[str, float] = defaultdict(float)
 
     def mark(self, stage: str) -> None:
-        """End a stage now."""
+        """End a stage now, or a part of it."""
         now = time.perf_counter()
-        self.seconds[stage] = now - self._last
+        self.seconds[stage] += now - self._last
         self._last = now
 
 
-class Stream(Iterator[str]):
-    """The text of one answer, piece by piece; `answer` once it has ended.
+@dataclass
+class Progress:
+    """What is noted about an answer while it is generated.
 
-    What the reader does between two pieces counts as decoding time.
+    clock: marks of "preprocess", "vision" and "prefill". cached_tokens: how much of the prompt was in the cache.
+    form and lookup: what watched over its form and what drafted it, where something did. graph_seconds: the seconds
+    spent in onnxruntime's decoder so far.
     """
 
-    def __init__(
-        self, request: Request, generate: Callable[[Clock], Iterator[Token]], *, load_s: float, preprocess_s: float
-    ) -> None:
-        """`generate` yields the tokens and marks "vision" and "prefill" on its clock before the first."""
+    clock: Clock
+    cached_tokens: int = 0
+    form: AnswerForm | None = None
+    lookup: PromptLookup | None = None
+    graph_seconds: Callable[[], float] = lambda: 0.0
+
+
+class Transcript:
+    """One answer while it is generated: the tokens so far, and what `progress` notes of how they came to be."""
+
+    def __init__(self, request: Request, *, load_s: float, preprocess_s: float) -> None:
+        """Start the clock. preprocess_s: the seconds that were spent on `request` before."""
+        self.progress = Progress(Clock())
         self._request, self._load_s, self._preprocess_s = request, load_s, preprocess_s
         self._tokens: list[Token] = []
-        self._pieces = self._read(generate)
-        self._answer: Answer | None = None
-        self._replaced = False
+        self._graph_s = 0.0
+        # When each token came, in seconds on time.perf_counter's clock.
+        self.moments: list[float] = []
 
-    def __next__(self) -> str:
-        if self._replaced and self._answer is None:
-            raise MedVLMError("this stream ended when another question was asked; read one stream at a time")
-        return next(self._pieces)
+    def add(self, token: Token) -> None:
+        """Append a token, which is the last if it has a reason to end."""
+        if not self._tokens:
+            self.progress.clock.mark("first")
+            self._graph_s = -self.progress.graph_seconds()
+        self._tokens.append(token)
+        self.moments.append(time.perf_counter())
 
-    def replace(self) -> None:
-        """End the stream, unless it has ended: another question takes the cache."""
-        self._replaced = True
-
-    @property
     def answer(self) -> Answer:
-        """The answer. Raises `MedVLMError` while the stream has not ended."""
-        if self._answer is None:
-            raise MedVLMError("the answer is not complete; read the stream to its end first")
-        return self._answer
-
-    def _read(self, generate: Callable[[Clock], Iterator[Token]]) -> Iterator[str]:
-        clock = Clock()
-        for token in generate(clock):
-            if not self._tokens:
-                clock.mark("first")
-            self._tokens.append(token)
-            if token.text:
-                yield token.text
-        clock.mark("decode")
-        self._answer = self._make_answer(self._timings(clock.seconds))
-
-    def _make_answer(self, timings: Timings) -> Answer:
+        """The answer, at the end of which decoding is taken to be now."""
+        progress = self.progress
+        progress.clock.mark("decode")
+        self._graph_s += progress.graph_seconds()
+        probabilities = progress.form.probabilities if progress.form else {}
         text = "".join(token.text for token in self._tokens)
         parsed = parse_answer(text, self._request.options)
         return Answer(
@@ -82,22 +85,81 @@ class Stream(Iterator[str]):
             prompt_tokens=len(self._request.token_ids),
             visual_tokens=self._request.visual_tokens,
             new_tokens=len(self._tokens),
-            timings=timings,
+            options=probabilities,
+            margin=margin(probabilities) if probabilities else None,
+            cached_tokens=progress.cached_tokens,
+            drafted_tokens=progress.lookup.drafted if progress.lookup else 0,
+            accepted_tokens=progress.lookup.accepted if progress.lookup else 0,
+            timings=self._timings(),
             notes=self._request.notes,
         )
 
-    def _timings(self, seconds: dict[str, float]) -> Timings:
+    def _timings(self) -> Timings:
+        progress = self.progress
+        seconds = progress.clock.seconds
+        preprocess_s = self._preprocess_s + seconds["preprocess"]
         prefill_s = seconds["prefill"] + seconds["first"]
-        first_token_s = self._preprocess_s + seconds["vision"] + prefill_s
+        first_token_s = preprocess_s + seconds["vision"] + prefill_s
         later = len(self._tokens) - 1
         return Timings(
             load_s=self._load_s,
-            preprocess_s=self._preprocess_s,
+            preprocess_s=preprocess_s,
             vision_s=seconds["vision"],
             prefill_s=prefill_s,
             first_token_s=first_token_s,
             decode_s=seconds["decode"],
+            decode_graph_s=self._graph_s,
             total_s=first_token_s + seconds["decode"],
-            prefill_tokens_per_s=len(self._request.token_ids) / prefill_s,
+            prefill_tokens_per_s=(len(self._request.token_ids) - progress.cached_tokens) / prefill_s,
             decode_tokens_per_s=later / seconds["decode"] if later else None,
         )
+
+
+class Stream(Iterator[str]):
+    """The text of one answer, piece by piece; `answer` once it has ended.
+
+    What the reader does between two pieces counts as decoding time.
+    """
+
+    def __init__(
+        self, request: Request, generate: Callable[[Progress], Iterator[Token]], *, load_s: float, preprocess_s: float
+    ) -> None:
+        """`generate` yields the tokens, and notes in its argument what `Progress` says before the first."""
+        self._request = request
+        self._pieces = self._read(generate, load_s, preprocess_s)
+        self._answer: Answer | None = None
+        # When each token came, in seconds on time.perf_counter's clock; empty until the stream is read.
+        self.moments: list[float] = []
+        self._replaced = False
+
+    def __next__(self) -> str:
+        if self._replaced and self._answer is None:
+            raise MedVLMError("this stream ended when another question was asked; read one stream at a time")
+        return next(self._pieces)
+
+    @property
+    def options(self) -> dict[str, str]:
+        """The letters that the question offers, with their texts."""
+        return self._request.options
+
+    def replace(self) -> None:
+        """End the stream, unless it has ended: another question takes the cache."""
+        self._replaced = True
+
+    @property
+    def answer(self) -> Answer:
+        """The answer. Raises `MedVLMError` while the stream has not ended."""
+        if self._answer is None:
+            raise MedVLMError("the answer is not complete; read the stream to its end first")
+        return self._answer
+
+    def _read(
+        self, generate: Callable[[Progress], Iterator[Token]], load_s: float, preprocess_s: float
+    ) -> Iterator[str]:
+        transcript = Transcript(self._request, load_s=load_s, preprocess_s=preprocess_s)
+        self.moments = transcript.moments
+        for token in generate(transcript.progress):
+            transcript.add(token)
+            if token.text:
+                yield token.text
+        self._answer = transcript.answer()

@@ -1,6 +1,6 @@
 """The vision encoder: one image's patches to the rows of its visual tokens."""
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,14 +8,16 @@ from numpy.typing import NDArray
 from .manifest import VisionDims
 from .positions import vision_tables
 from .preprocess import Patches
-from .session import open_session
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
 
 class VisionEncoder:
-    """Owns the session of the vision graph."""
+    """Runs the session of the vision graph."""
 
-    def __init__(self, path: Path, dims: VisionDims, threads: int | None) -> None:
-        self._session = open_session(path, threads)
+    def __init__(self, session: "InferenceSession", dims: VisionDims) -> None:
+        self._session = session
         self._dims = dims
 
     def encode(self, patches: Patches) -> NDArray[np.float32]:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import settings
+from medvlm.demo.dataset import Item, make_item
 from medvlm.demo.evaluate import CHECKPOINT
 from medvlm.demo.random_checkpoint import RandomCheckpoint
 from medvlm.demo.scans.canvas import Canvas
@@ -51,6 +52,12 @@ def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def demo_model(demo_bundle: Path) -> MedVLM:
     return MedVLM.load(demo_bundle, threads=2)
+
+
+@pytest.fixture(scope="session")
+def demo_items() -> list[Item]:
+    """The first 200 held-out questions; drawing their scans takes longer than answering them."""
+    return [make_item("test", index) for index in range(200)]
 
 
 @pytest.fixture(scope="session")

@@ -10,16 +10,20 @@ import pytest
 import torch
 from medvlm.demo.random_checkpoint import TEXT, VISION, RandomCheckpoint
 from medvlm.export.convert import export
-from medvlm.export.recipe import FLOAT32_BITS, Precision, Recipe, make_recipe
+from medvlm.export.recipe import W8A8, Blockwise, Float32, Precision, Recipe, make_recipe
 from medvlm.quant import dequantize, quantize
 from medvlm.runtime import MedVLM
 from medvlm.runtime import decoder as decoder_module
+from medvlm.runtime.decoder import Decoder
+from medvlm.runtime.decoding import Decoding
 from medvlm.runtime.manifest import Generation
 from medvlm.runtime.processor import Request
+from medvlm.runtime.stream import Clock, Progress
 from numpy.typing import NDArray
 from transformers import Qwen2VLForConditionalGeneration
 
 NEW_TOKENS = 64
+PLAIN = Decoding(max_new_tokens=NEW_TOKENS, constrained=False, max_draft=0)
 QUESTION = "What is seen in this image?\nA) Brain\nB) Knee"
 
 # Head sizes 32, 16, 64 and 128; 2 to 5 layers; grouped 3, 2, 2 and 6 to 1; vocabularies of 304, 311, 512 and 401.
@@ -94,7 +98,8 @@ def load_pair(shape: str, recipe: Recipe, directory: Path) -> Pair:
     reference: Any = Qwen2VLForConditionalGeneration.from_pretrained(directory / "checkpoint", dtype=torch.float32)
     reference.eval()
     _round_weights(reference, recipe)
-    ours = MedVLM.load(directory / "bundle", threads=1)
+    # Nothing is kept from one question to the next, so that each test runs what it says.
+    ours = MedVLM.load(directory / "bundle", threads=1, prefix_mb=0)
     # Neither side stops at an end token, so that all 64 are compared.
     reference.generation_config.eos_token_id = None
     ours.manifest = dataclasses.replace(ours.manifest, generation=Generation(eos_token_ids=()))
@@ -116,15 +121,19 @@ def _round_weights(reference: Any, recipe: Recipe) -> None:
 
 def _rounded(weight: torch.Tensor, precision: Precision) -> torch.nn.Parameter:
     values = weight.detach().clone()
-    if precision.bits != FLOAT32_BITS:
+    assert not isinstance(precision, W8A8), "its activations are rounded too"
+    if isinstance(precision, Blockwise):
         packed = quantize(values.numpy(), precision.bits, precision.block_size, symmetric=precision.symmetric)
         values = torch.from_numpy(dequantize(packed).copy())
     return torch.nn.Parameter(values, requires_grad=False)
 
 
-@pytest.fixture(scope="module", params=SHAPES)
+@pytest.fixture(scope="module", params=[(shape, split) for shape in SHAPES for split in (False, True)], ids=str)
 def exact_pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    return load_pair(request.param, make_recipe("fp32"), tmp_path_factory.mktemp("fp32"))
+    """In float32, prompts through the decoder or through a prefill graph of their own."""
+    shape, split = request.param
+    recipe = dataclasses.replace(make_recipe("fp32"), prefill=Float32() if split else None)
+    return load_pair(shape, recipe, tmp_path_factory.mktemp("fp32"))
 
 
 def make_request(model: MedVLM, images: int) -> Request:
@@ -135,11 +144,12 @@ def make_request(model: MedVLM, images: int) -> Request:
 
 
 def image_inputs(request: Request) -> dict[str, torch.Tensor]:
-    if not request.images:
+    cut = [picture.patches() for picture in request.images]
+    if not cut:
         return {}
     return {
-        "pixel_values": torch.from_numpy(np.concatenate([patches.pixel_values for patches in request.images])),
-        "image_grid_thw": torch.tensor([[1, *patches.grid] for patches in request.images]),
+        "pixel_values": torch.from_numpy(np.concatenate([patches.pixel_values for patches in cut])),
+        "image_grid_thw": torch.tensor([[1, *patches.grid] for patches in cut]),
         "mm_token_type_ids": torch.from_numpy((request.token_ids == 261).astype(np.int32))[None],
     }
 
@@ -158,7 +168,7 @@ def reference_tokens(pair: Pair, request: Request) -> list[int]:
 
 
 def our_tokens(model: MedVLM, request: Request) -> list[int]:
-    stream = model.run(request, NEW_TOKENS)
+    stream = model.run(request, PLAIN)
     for _ in stream:
         pass
     return list(stream.answer.token_ids)
@@ -193,7 +203,7 @@ def test_quantized_bundle_says_what_transformers_says_with_the_dequantized_weigh
     shape: str, name: str, block_size: int, symmetric: bool, images: int, tmp_path: Path
 ) -> None:
     assert name in ("int4", "int8")
-    recipe = make_recipe(name, block_size, symmetric=symmetric, accuracy_level=0)
+    recipe = make_recipe(name, block_size, symmetric=symmetric, accuracy_level=0, vision="w8", prefill="same")
     assert_same_tokens(load_pair(shape, recipe, tmp_path), images)
 
 
@@ -202,7 +212,7 @@ def test_vision_features_equal_transformers_within_1e_4(exact_pair: Pair) -> Non
     inputs = image_inputs(request)
     with torch.no_grad():
         expected = exact_pair.reference.model.visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"])
-    features = np.concatenate([exact_pair.ours._vision.encode(patches) for patches in request.images])
+    features = np.concatenate([exact_pair.ours._vision.encode(picture.patches()) for picture in request.images])
     np.testing.assert_allclose(features, expected.pooler_output.numpy(), atol=1e-4, rtol=0)
 
 
@@ -219,26 +229,34 @@ def test_positions_equal_get_rope_index(exact_pair: Pair, images: int) -> None:
     np.testing.assert_array_equal(request.positions, expected[:, 0].numpy())
 
 
-def prefill_in_parts(model: MedVLM, request: Request, split: int) -> NDArray[np.float32]:
-    """The logits after the prompt, prefilled in two calls."""
-    embeddings = model._embed(request, [model._vision.encode(patches) for patches in request.images])
-    model._decoder.length = 0
-    model._write_rotary(request, NEW_TOKENS)
-    model._decoder.prefill(embeddings[:split])
-    return model._decoder.prefill(embeddings[split:]).copy()
+def prefill_in_parts(model: MedVLM, request: Request, split: int) -> tuple[Decoder, NDArray[np.float32]]:
+    """The sequence after a prompt that was prefilled in two calls, and the logits."""
+    decoder = model.prefill.prefixes.sequence(request.contents, len(request.token_ids) + NEW_TOKENS)
+    assert decoder.length == 0
+    embeddings = model.prefill.embed(request, 0, Progress(Clock()))
+    model.prefill.write_rotary(request, decoder, NEW_TOKENS)
+    decoder.prefill(embeddings[:split])
+    return decoder, decoder.prefill(embeddings[split:]).copy()
+
+
+def splits(request: Request, every: int) -> list[int]:
+    """After how many tokens to split: each `every`-th number, the first and last, and all around an image's ends."""
+    last = len(request.token_ids) - 1
+    near = {slot + i for span in request.contents.images for slot in (span.start, span.end) for i in (-1, 0, 1)}
+    return sorted({*range(1, last, every), last - 1, last} | near)
 
 
 def test_a_prefill_split_anywhere_gives_the_same_tokens(exact_pair: Pair) -> None:
     model = exact_pair.ours
     request = make_request(model, 1)
     expected = our_tokens(model, request)
-    whole = prefill_in_parts(model, request, len(request.token_ids) // 2)
-    for split in range(1, len(request.token_ids)):
-        logits = prefill_in_parts(model, request, split)
+    _, whole = prefill_in_parts(model, request, len(request.token_ids) // 2)
+    for split in splits(request, every=1 if model.manifest.text.hidden_size < 100 else 6):
+        decoder, logits = prefill_in_parts(model, request, split)
         np.testing.assert_allclose(logits, whole, atol=1e-4, rtol=1e-4)
         tokens = [int(np.argmax(logits))]
-        while len(tokens) < (NEW_TOKENS if split % 40 == 1 else 4):
-            tokens.append(int(np.argmax(model._step(tokens[-1]))))
+        while len(tokens) < (NEW_TOKENS if split % 42 == 1 else 4):
+            tokens.append(int(np.argmax(decoder.extend(tokens[-1:])[0])))
         assert tokens == expected[: len(tokens)], f"split after {split} tokens"
 
 
@@ -270,10 +288,10 @@ def test_accuracy_level_4_keeps_the_direction_of_the_logits(
     logits = []
     for level in (0, 4):
         out = tmp_path / f"level{level}"
-        export(tmp_path / "checkpoint", out, make_recipe(name, 32, accuracy_level=level))
-        model = MedVLM.load(out, threads=1)
+        export(tmp_path / "checkpoint", out, make_recipe(name, 32, accuracy_level=level, vision="w8", prefill="same"))
+        model = MedVLM.load(out, threads=1, prefix_mb=0)
         request = make_request(model, 1)
-        logits.append(prefill_in_parts(model, request, 1).astype(np.float64))
+        logits.append(prefill_in_parts(model, request, 1)[1].astype(np.float64))
     cosine = logits[0] @ logits[1] / np.linalg.norm(logits[0]) / np.linalg.norm(logits[1])
     print(f"cosine of the logits at accuracy_level 4, {shape} {name}: {cosine:.5f}")  # noqa: T201
     assert cosine > bound

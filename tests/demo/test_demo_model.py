@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from medvlm.demo.dataset import Item, make_item
+from medvlm.demo.dataset import Item
 from medvlm.demo.evaluate import CHECKPOINT, answer_all, blank, chance, share
 from medvlm.demo.scans.catalog import draw_scan
 from medvlm.runtime import MedVLM
@@ -15,8 +15,8 @@ QUESTIONS = 100
 
 
 @pytest.fixture(scope="module")
-def items() -> list[Item]:
-    return [make_item("test", index) for index in range(QUESTIONS)]
+def items(demo_items: list[Item]) -> list[Item]:
+    return demo_items[:QUESTIONS]
 
 
 def test_demo_model_answers_held_out_questions_in_the_models_form(demo_model: MedVLM, items: list[Item]) -> None:

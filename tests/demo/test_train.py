@@ -22,6 +22,7 @@ from medvlm.demo.train.vision import encode
 from medvlm.export.convert import export
 from medvlm.export.recipe import make_recipe
 from medvlm.runtime import MedVLM
+from medvlm.runtime.decoding import Decoding
 from medvlm.runtime.errors import InputError
 from PIL import Image
 
@@ -157,8 +158,8 @@ def test_generation_in_training_is_what_the_runtime_generates(tmp_path: Path) ->
         image = Image.fromarray(sample.pixels)
         request = runtime.processor.prepare([image], lesson.question.problem)
         assert request.token_ids.tolist() == lesson.prompt.tolist()
-        assert np.array_equal(request.images[0].pixel_values, images([sample]).patches.numpy())
-        answer = runtime.ask(image, lesson.question.problem, max_new_tokens=len(ids))
+        assert np.array_equal(request.images[0].patches().pixel_values, images([sample]).patches.numpy())
+        answer = runtime.ask(image, lesson.question.problem, Decoding(len(ids), constrained=False))
         length = min(len(answer.token_ids), 24)
         assert list(answer.token_ids)[:length] == ids.tolist()[:length]
 

@@ -261,7 +261,16 @@ def test_a_parent_that_is_not_writable_is_refused(tiny_checkpoint: Path, folder:
 
 
 @pytest.mark.parametrize(
-    "options", [["--block-size", "16"], ["--block-size", "x"], ["--int3"], ["--accuracy-level", "2"]]
+    "options",
+    [
+        ["--block-size", "16"],
+        ["--block-size", "x"],
+        ["--int3"],
+        ["--accuracy-level", "2"],
+        ["--vision", "w4"],
+        ["--vision", "same"],
+        ["--prefill", "fp32"],
+    ],
 )
 def test_an_option_that_is_unknown_is_refused(options: list[str], tiny_checkpoint: Path, folder: Path) -> None:
     result = run(tiny_checkpoint, folder / "out", *options)
@@ -299,16 +308,52 @@ def test_options_choose_the_recipe(options: list[str], recipe: Any, tiny_checkpo
     assert open_bundle(folder / "out", hash_files=True).manifest.recipe == recipe.to_json()
 
 
+ROWS, FLOATS = {"kind": "w8a8"}, {"kind": "fp32"}
+BLOCKS = {"kind": "blockwise", "bits": 8, "block_size": 128, "symmetric": False, "accuracy_level": 4}
+
+
+@pytest.mark.parametrize(
+    ("options", "vision", "prefill"),
+    [
+        ([], ROWS, ROWS),
+        (["--int8"], ROWS, ROWS),
+        (["--fp32"], FLOATS, None),
+        (["--vision", "w8a8"], ROWS, ROWS),
+        (["--vision", "w8"], BLOCKS, ROWS),
+        (["--vision", "fp32"], FLOATS, ROWS),
+        (["--prefill", "w8a8"], ROWS, ROWS),
+        (["--prefill", "same"], ROWS, None),
+        (["--vision", "w8", "--prefill", "same"], BLOCKS, None),
+        (["--fp32", "--vision", "w8a8"], ROWS, None),
+        (["--fp32", "--prefill", "w8a8"], FLOATS, ROWS),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_vision_and_prefill_are_chosen_by_themselves(
+    options: list[str], vision: object, prefill: object, tiny_checkpoint: Path, folder: Path
+) -> None:
+    assert run(tiny_checkpoint, folder / "out", "--quiet", *options).exit_code == 0
+    recipe = open_bundle(folder / "out", hash_files=True).manifest.recipe
+    assert (recipe["vision"], recipe["prefill"]) == (vision, prefill)
+    decoder = {"--int8": 8, "--fp32": None}.get(options[0] if options else "", 4)
+    assert recipe["decoder"].get("bits") == decoder
+    graphs = {"vision_encoder.onnx", "decoder.onnx"} | ({"prefill.onnx"} if prefill else set())
+    assert {name for name in names(folder / "out") if name.endswith(".onnx")} == graphs
+
+
 def test_the_table_has_part_precision_size_and_time(tiny_checkpoint: Path, folder: Path) -> None:
     result = run(tiny_checkpoint, folder / "out")
     header, *rows = [re.split(r" {2,}", line.strip()) for line in result.stdout.splitlines()]
     assert header == ["part", "precision", "size", "time"]
     files = {path.name: path.stat().st_size for path in (folder / "out").iterdir()}
-    vision, decoder = (files[f"{name}.onnx"] + files[f"{name}.onnx.data"] for name in ("vision_encoder", "decoder"))
+    vision, decoder, prefill = (
+        files[f"{name}.onnx"] + files[f"{name}.onnx.data"] for name in ("vision_encoder", "decoder", "prefill")
+    )
     del files["manifest.json"]
     assert [row[:-1] for row in rows] == [
-        ["vision encoder", "int8 block 128", f"{vision / 1e6:.1f} MB"],
+        ["vision encoder", "w8a8", f"{vision / 1e6:.1f} MB"],
         ["decoder and head", "int4 block 128", f"{decoder / 1e6:.1f} MB"],
+        ["prefill", "w8a8", f"{prefill / 1e6:.1f} MB"],
         ["embedding table", "float16", f"{files['embeddings.bin'] / 1e6:.1f} MB"],
         ["all files", f"{sum(files.values()) / 1e6:.1f} MB"],
     ]

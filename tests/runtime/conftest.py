@@ -1,7 +1,7 @@
 """What the runtime's tests share: a bundle to damage, and a decoder that says what a test wants it to say."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,15 @@ def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
     return shutil.copytree(tiny_bundle, tmp_path / "bundle")
 
 
+@pytest.fixture(scope="session")
+def qwen(shared: Path) -> Tokenizer:
+    """Qwen2-VL's own tokenizer; skips where the shared folder lacks it."""
+    path = shared / "qwen2-vl-2b" / "tokenizer.json"
+    if not path.is_file():
+        pytest.skip("needs Qwen2-VL's tokenizer in the shared folder, which is absent")
+    return Tokenizer.from_file(str(path))
+
+
 @pytest.fixture
 def say(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Call it with a text, and every decoder's logits spell that text, then the end token, whatever it is asked."""
@@ -27,11 +36,21 @@ def say(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], N
     def script(text: str) -> None:
         ids = [*tokenizer.encode(text).ids, manifest.generation.eos_token_ids[0]]
 
-        def logits(decoder: Decoder, position: int) -> NDArray[np.float32]:
-            vars(decoder)["said"] = position
-            return np.eye(manifest.text.vocab_size, dtype=np.float32)[ids[position]]
+        def logits(said: int, tokens: int) -> NDArray[np.float32]:
+            spelled = [ids[min(said + i, len(ids) - 1)] for i in range(tokens)]
+            return np.eye(manifest.text.vocab_size, dtype=np.float32)[spelled]
 
-        monkeypatch.setattr(Decoder, "prefill", lambda decoder, embeddings: logits(decoder, 0))
-        monkeypatch.setattr(Decoder, "step", lambda decoder, embedding: logits(decoder, vars(decoder)["said"] + 1))
+        def prefill(decoder: Decoder, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+            decoder.length += len(embeddings)
+            vars(decoder)["start"] = decoder.length
+            return logits(0, 1)[0]
+
+        def extend(decoder: Decoder, token_ids: Sequence[int]) -> NDArray[np.float32]:
+            said = decoder.length - vars(decoder)["start"] + 1
+            decoder.length += len(token_ids)
+            return logits(said, len(token_ids))
+
+        monkeypatch.setattr(Decoder, "prefill", prefill)
+        monkeypatch.setattr(Decoder, "extend", extend)
 
     return script

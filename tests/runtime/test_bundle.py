@@ -19,6 +19,7 @@ from medvlm.runtime import BundleError, MedVLM, MedVLMError
 from medvlm.runtime import bundle as bundle_module
 from medvlm.runtime.bundle import find_faults, open_bundle, read_manifest, sha256
 from medvlm.runtime.cli import main
+from medvlm.runtime.decoding import Decoding
 from medvlm.runtime.external_data import external_locations
 from medvlm.runtime.manifest import Manifest
 from onnx import TensorProto, helper
@@ -75,7 +76,7 @@ def test_sound_bundle_has_no_fault_and_verifies(tiny_bundle: Path) -> None:
     assert find_faults(tiny_bundle, read_manifest(tiny_bundle), hash_files=True) == []
     result = verify(tiny_bundle)
     assert result.exit_code == 0
-    assert "6 files" in result.stdout
+    assert "8 files" in result.stdout
 
 
 def test_opened_bundle_knows_its_files(tiny_bundle: Path) -> None:
@@ -254,8 +255,13 @@ def test_manifest_that_is_a_link_is_refused(bundle: Path) -> None:
 
 
 def test_newer_format_is_refused_with_advice(bundle: Path) -> None:
-    store_json(bundle, {"format_version": 2})
-    assert refusal(bundle) == "the bundle's format is 2 and this medvlm reads up to 1; upgrade medvlm"
+    store_json(bundle, {"format_version": 3})
+    assert refusal(bundle) == "the bundle's format is 3 and this medvlm reads 2; upgrade medvlm"
+
+
+def test_older_format_is_refused_with_advice(bundle: Path) -> None:
+    store_json(bundle, {**load_json(bundle), "format_version": 1})
+    assert refusal(bundle) == "the bundle's format is 1 and this medvlm reads 2; export the bundle again"
 
 
 @pytest.mark.parametrize("version", [0, -1, True, 1.0, "1", None, [1]])
@@ -354,7 +360,7 @@ def test_every_field_removed_or_of_another_type_is_refused_in_one_line(tiny_bund
 
 def test_fault_of_a_field_names_it() -> None:
     with pytest.raises(BundleError, match=r"manifest\.json lacks created_by, source"):
-        Manifest.from_json('{"format_version": 1}')
+        Manifest.from_json('{"format_version": 2}')
 
 
 NUMBERS = ("vision", "text", "preprocessing", "image_token_id")
@@ -384,7 +390,7 @@ def test_no_value_makes_loading_or_asking_fail_in_more_than_a_line(bundle: Path,
     lines = 1
     try:
         model = MedVLM.load(bundle, threads=1, max_length=300)
-        model.ask(bytes_of_image(), "A) x\nB) y", raw=True, max_new_tokens=2, max_pixels=50_000)
+        model.ask(bytes_of_image(), "A) x\nB) y", Decoding(2), raw=True, max_pixels=50_000)
     except MedVLMError as error:
         lines = len(str(error).splitlines())
     assert lines == 1

@@ -9,15 +9,14 @@ import struct
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 from medvlm.runtime import Answer, Timings
-from medvlm.runtime import decoder as decoder_module
-from medvlm.runtime import vision as vision_module
+from medvlm.runtime import model as model_module
 from medvlm.runtime.cli import main
 from medvlm.runtime.decoder import Decoder
 from medvlm.runtime.manifest import Manifest
@@ -56,11 +55,10 @@ def refusal(result: Result, exit_code: int = 2) -> str:
 def no_session(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails the test where a session is opened, which takes seconds with a real bundle."""
 
-    def open_session(*_: object) -> None:
+    def open_sessions(*_: object) -> None:
         pytest.fail("a session was opened")
 
-    for module in (vision_module, decoder_module):
-        monkeypatch.setattr(module, "open_session", open_session)
+    monkeypatch.setattr(model_module, "open_sessions", open_sessions)
 
 
 # What it says
@@ -73,7 +71,9 @@ def test_ask_prints_the_reasoning_then_the_choice_then_the_timings(
     result = ask(tiny_bundle, image_path)
     assert (result.exit_code, result.stderr) == (0, "")
     lines = result.stdout.strip().splitlines()
-    assert [line for line in lines[:-1] if line] == ["A dark ring.", "Answer: B) CT"]
+    # The scripted logits are 1 for what is said and 0 for the rest: e / (e + 2), and 1 / (e + 2) for the others.
+    answer = "Answer: B) CT  [57.6%; next A 21.2%; margin 36.4%]"
+    assert [line for line in lines[:-1] if line] == ["A dark ring.", answer]
     match = TIMINGS.fullmatch(lines[-1])
     assert match
     assert match.groups() == (str(len(SAID)), "answer")
@@ -84,18 +84,18 @@ def test_reasoning_comes_while_the_answer_is_being_made(
 ) -> None:
     say(SAID)
     seen: list[str] = []
-    step = Decoder.step
-    monkeypatch.setattr(Decoder, "step", lambda *args: seen.append("step") or step(*args))
+    extend = Decoder.extend
+    monkeypatch.setattr(Decoder, "extend", lambda *args: seen.append("extend") or extend(*args))
     monkeypatch.setattr("click.echo", lambda text="", **_: seen.append(str(text)))
     ask(tiny_bundle, image_path)
-    assert seen.index("A") < seen.index("k") < len(seen) - 1 - seen[::-1].index("step")
+    assert seen.index("A") < seen.index("k") < len(seen) - 1 - seen[::-1].index("extend")
 
 
 def test_flags_of_the_reading_are_shown_with_the_choice(tiny_bundle: Path, image_path: Path, say: Say) -> None:
     say("It is the second: b)")
-    result = ask(tiny_bundle, image_path)
+    result = ask(tiny_bundle, image_path, "--unconstrained")
     assert result.exit_code == 0
-    data = json.loads(ask(tiny_bundle, image_path, "--json").stdout)
+    data = json.loads(ask(tiny_bundle, image_path, "--json", "--unconstrained").stdout)
     if data["choice"]:
         assert f"({', '.join(data['flags'])})" in result.stdout
     else:
@@ -106,8 +106,19 @@ def test_answer_without_a_choice_says_so(tiny_bundle: Path, image_path: Path, sa
     say("<think>Hm.</think>")
     assert (
         "Answer: none of the options could be read from the text (stopped by: end)"
-        in ask(tiny_bundle, image_path).stdout
+        in ask(tiny_bundle, image_path, "--unconstrained").stdout
     )
+
+
+def test_answer_that_lacks_a_choice_is_given_one_unless_unconstrained(
+    tiny_bundle: Path, image_path: Path, say: Say
+) -> None:
+    say("<think>Hm.</think>")
+    result = ask(tiny_bundle, image_path)
+    assert "Answer: A) MRI  [33.3%; next B 33.3%; margin 0.0%]" in result.stdout
+    data = json.loads(ask(tiny_bundle, image_path, "--json").stdout)
+    assert data["text"] == "<think>Hm.</think>\n\n<answer>A</answer>"
+    assert list(data["options"]) == ["A", "B", "C"]
 
 
 def test_question_without_options_is_answered_in_text(tiny_bundle: Path, image_path: Path, say: Say) -> None:
@@ -382,8 +393,13 @@ def test_failure_in_the_middle_of_an_answer_exits_1_with_one_line(
     tiny_bundle: Path, image_path: Path, monkeypatch: pytest.MonkeyPatch, say: Say
 ) -> None:
     say(SAID)
-    step = Decoder.step
-    monkeypatch.setattr(Decoder, "step", lambda *args: fail() if vars(args[0])["said"] == 12 else step(*args))
+    extend = Decoder.extend
+
+    def fail_late(decoder: Decoder, token_ids: Sequence[int]) -> object:
+        # The fixture notes where the answer starts; the token that would follow is the fourteenth.
+        return fail() if decoder.length - vars(decoder)["start"] == 12 else extend(decoder, token_ids)
+
+    monkeypatch.setattr(Decoder, "extend", fail_late)
     result = ask(tiny_bundle, image_path)
     assert result.exit_code == 1
     assert result.stdout.strip() == "A dar"

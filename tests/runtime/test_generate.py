@@ -1,4 +1,4 @@
-"""Greedy decoding over a made-up model: what ends it, and which text comes when."""
+"""Decoding over a made-up model: what ends it, which text comes when, and that drafts change nothing."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from medvlm.demo.random_checkpoint import make_tokenizer
 from medvlm.runtime import MedVLMError
 from medvlm.runtime.detokenize import TextStream
-from medvlm.runtime.generate import Token, greedy
+from medvlm.runtime.generate import Limits, Token, generate, generate_alone
+from medvlm.runtime.lookup import PromptLookup
+from medvlm.runtime.sampling import most_likely
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
@@ -40,22 +42,33 @@ class Script:
     def __init__(self, ids: Sequence[int]) -> None:
         self.ids = list(ids)
         self.steps: list[int] = []
+        self.calls = 0
 
-    def __call__(self, token_id: int) -> NDArray[np.float32]:
-        self.steps.append(token_id)
-        return one_hot(self.ids[len(self.steps)])
+    def extend(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        self.calls += 1
+        said = len(self.steps)
+        self.steps += token_ids
+        return np.stack([one_hot(self.ids[min(i, len(self.ids) - 1)]) for i in range(said + 1, len(self.steps) + 1)])
 
-    def run(self, max_new_tokens: int = 100, free_slots: int = 1000, tokenizer: Tokenizer = BYTES) -> list[Token]:
-        return list(
-            greedy(
-                one_hot(self.ids[0]),
-                self,
-                tokenizer=tokenizer,
-                end_ids=(END, 256),
-                max_new_tokens=max_new_tokens,
-                free_slots=free_slots,
-            )
-        )
+    def rewind(self, tokens: int) -> None:
+        assert 0 <= tokens <= len(self.steps)
+        del self.steps[len(self.steps) - tokens :]
+
+    def run(
+        self,
+        max_new_tokens: int = 100,
+        free_slots: int = 1000,
+        tokenizer: Tokenizer = BYTES,
+        lookup: PromptLookup | None = None,
+    ) -> list[Token]:
+        limits = Limits((END, 256), max_new_tokens, free_slots)
+        first = one_hot(self.ids[0])
+        generation = generate(first, likeliest, tokenizer=tokenizer, limits=limits, lookup=lookup)
+        return list(generate_alone(generation, self))
+
+
+def likeliest(logits: NDArray[np.float32], new_ids: Sequence[int]) -> int:
+    return most_likely(logits)
 
 
 def reasons(tokens: Sequence[Token]) -> set[str | None]:
@@ -186,25 +199,26 @@ def test_byte_table_is_the_tokenizer_s() -> None:
 def test_most_likely_token_is_taken_and_of_equals_the_first() -> None:
     logits = np.full(VOCABULARY, -5, np.float32)
     logits[[ids_of("b")[0], ids_of("c")[0]]] = -1
-    (token,) = greedy(logits, one_hot, tokenizer=BYTES, end_ids=(), max_new_tokens=1, free_slots=9)
+    (token,) = generate_alone(generate(logits, likeliest, tokenizer=BYTES, limits=Limits((), 1, 9)), Script([]))
     assert token.text == "b"
 
 
 @pytest.mark.parametrize("step", [0, 2])
 def test_logits_that_are_no_numbers_are_a_failure(step: int) -> None:
     """An answer picked from NaN would look like any other."""
-    script = Script(ids_of("abc"))
 
-    def broken(token_id: int) -> NDArray[np.float32]:
-        logits = script(token_id)
-        if len(script.steps) == step:
-            logits[-1] = np.nan
-        return logits
+    class Broken(Script):
+        def extend(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+            logits = super().extend(token_ids)
+            if len(self.steps) == step:
+                logits[:, -1] = np.nan
+            return logits
 
+    script = Broken(ids_of("abc"))
     first = one_hot(script.ids[0])
     if step == 0:
         first[-1] = np.nan
-    tokens = greedy(first, broken, tokenizer=BYTES, end_ids=(), max_new_tokens=3, free_slots=9)
+    tokens = generate_alone(generate(first, likeliest, tokenizer=BYTES, limits=Limits((), 3, 9)), script)
     assert [next(tokens).text for _ in range(step)] == ["a", "b"][:step]
     with pytest.raises(MedVLMError, match="NaN"):
         next(tokens)
@@ -212,5 +226,42 @@ def test_logits_that_are_no_numbers_are_a_failure(step: int) -> None:
 
 @pytest.mark.parametrize("kind", [list, tuple, set, frozenset])
 def test_end_ids_may_be_any_collection(kind: Callable[[list[int]], list[int]]) -> None:
-    tokens = greedy(one_hot(END), one_hot, tokenizer=BYTES, end_ids=kind([END]), max_new_tokens=9, free_slots=9)
+    limits = Limits(kind([END]), 9, 9)
+    tokens = generate_alone(generate(one_hot(END), likeliest, tokenizer=BYTES, limits=limits), Script([]))
     assert next(tokens).finish_reason == "end"
+
+
+REPEATING = "the option that fits is the option that fits is the option that fits is not that option"
+
+
+@pytest.mark.parametrize("text", [REPEATING, "nothing in here comes twice: xyz", "abababababababababab", "a"])
+@pytest.mark.parametrize("max_draft", range(8))
+def test_drafts_change_no_token(text: str, max_draft: int) -> None:
+    plain = Script([*ids_of(text), END])
+    expected = plain.run()
+    drafted = Script([*ids_of(text), END])
+    lookup = PromptLookup(ids_of("which option fits"), max_draft)
+    assert drafted.run(lookup=lookup) == expected
+    assert drafted.steps[: len(plain.steps)] == plain.steps, "what was drafted in vain is taken back"
+    # What a draft holds beyond the end stays: nothing is read after it.
+    assert len(drafted.steps) <= len(plain.steps) + max_draft
+    if max_draft and text == REPEATING:
+        assert lookup.accepted > 0
+        assert drafted.calls < plain.calls
+
+
+@given(st.text("ab", max_size=40), st.integers(1, 40), st.integers(0, 40), st.integers(1, 7))
+def test_drafts_respect_every_limit(text: str, limit: int, slots: int, max_draft: int) -> None:
+    expected = Script([*ids_of(text), END]).run(limit, slots)
+    drafted = Script([*ids_of(text), END])
+    full: list[int] = []
+    extend = drafted.extend
+
+    def watched(token_ids: Sequence[int]) -> NDArray[np.float32]:
+        logits = extend(token_ids)
+        full.append(len(drafted.steps))
+        return logits
+
+    drafted.extend = watched  # type: ignore[method-assign]
+    assert drafted.run(limit, slots, lookup=PromptLookup(ids_of("abab"), max_draft)) == expected
+    assert max(full, default=0) <= slots, "the cache holds no more"

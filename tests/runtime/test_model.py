@@ -13,16 +13,19 @@ import numpy as np
 import pytest
 from medvlm.runtime import InputError, MedVLM, MedVLMError
 from medvlm.runtime.decoder import Decoder
+from medvlm.runtime.decoding import Decoding
 from medvlm.runtime.vision import VisionEncoder
 from PIL import Image
 
 Say = Callable[[str], None]
 QUESTION = "Which is it?\nA) MRI\nB) CT\nC) X-ray"
+PLAIN = Decoding(constrained=False)
 
 
 @pytest.fixture
-def model(tiny_model: MedVLM) -> MedVLM:
-    return tiny_model
+def model(tiny_bundle: Path) -> MedVLM:
+    """A model that was asked nothing yet, so that nothing is kept from before."""
+    return MedVLM.load(tiny_bundle, threads=1)
 
 
 @pytest.fixture
@@ -44,9 +47,9 @@ def refusal(ask: Callable[..., object], *args: Any, **options: Any) -> str:
 
 
 def test_answer_is_what_the_stream_gives(model: MedVLM, image_path: Path) -> None:
-    stream = model.stream(image_path, QUESTION, max_new_tokens=40)
+    stream = model.stream(image_path, QUESTION, Decoding(40))
     pieces = list(stream)
-    answer = model.ask(image_path, QUESTION, max_new_tokens=40)
+    answer = model.ask(image_path, QUESTION, Decoding(40))
     assert answer.token_ids == stream.answer.token_ids
     assert answer.text == stream.answer.text == "".join(pieces)
     assert len(pieces) > 1
@@ -55,14 +58,14 @@ def test_answer_is_what_the_stream_gives(model: MedVLM, image_path: Path) -> Non
 
 def test_asking_twice_gives_the_same_tokens(model: MedVLM, image_path: Path) -> None:
     first, other, again = (
-        model.ask(image_path, question, max_new_tokens=40).token_ids for question in (QUESTION, "What?", QUESTION)
+        model.ask(image_path, question, Decoding(40)).token_ids for question in (QUESTION, "What?", QUESTION)
     )
     assert first == again
     assert first != other
 
 
 def test_question_without_image_is_answered(model: MedVLM) -> None:
-    answers = [model.ask(image, "How are you?", max_new_tokens=8) for image in (None, [], ())]
+    answers = [model.ask(image, "How are you?", Decoding(8)) for image in (None, [], ())]
     assert {answer.visual_tokens for answer in answers} == {0}
     assert len({answer.token_ids for answer in answers}) == 1
 
@@ -72,14 +75,14 @@ def test_image_may_be_given_in_any_form(model: MedVLM, image_path: Path) -> None
         image = file.copy()
     array = np.asarray(image)
     forms = [image_path, str(image_path), image_path.read_bytes(), image, image.convert("RGB"), array, [image_path]]
-    answers = [model.ask(form, QUESTION, max_new_tokens=40) for form in forms]
+    answers = [model.ask(form, QUESTION, Decoding(40)) for form in forms]
     assert len({answer.token_ids for answer in answers}) == 1
     assert {answer.visual_tokens for answer in answers} == {64}
 
 
 def test_several_images_are_read_in_their_order(model: MedVLM, image_path: Path) -> None:
     small, white = Image.new("L", (56, 84), 30), Image.new("L", (56, 84), 255)
-    ask = lambda images: model.ask(images, "Compare.", max_new_tokens=40)  # noqa: E731
+    ask = lambda images: model.ask(images, "Compare.", Decoding(40))  # noqa: E731
     listed, in_a_tuple = ask([image_path, small, white]), ask((image_path, small, white))
     assert listed.token_ids == in_a_tuple.token_ids
     assert listed.visual_tokens == 64 + 6 + 6
@@ -87,9 +90,9 @@ def test_several_images_are_read_in_their_order(model: MedVLM, image_path: Path)
 
 
 def test_prompt_counts_every_token(model: MedVLM, image_path: Path) -> None:
-    shorter, longer = (model.ask(image_path, question, max_new_tokens=1) for question in ("Why?", "Why so?"))
+    shorter, longer = (model.ask(image_path, question, Decoding(1)) for question in ("Why?", "Why so?"))
     assert longer.prompt_tokens == shorter.prompt_tokens + len(" so")
-    two = model.ask([image_path] * 2, "Why?", max_new_tokens=1)
+    two = model.ask([image_path] * 2, "Why?", Decoding(1))
     # The second image's tokens, between vision_start and vision_end.
     assert two.prompt_tokens == shorter.prompt_tokens + 64 + 2
 
@@ -106,16 +109,37 @@ def test_what_the_model_says_is_read(model: MedVLM, image_path: Path, say: Say) 
 
 def test_end_token_is_counted_and_not_shown(model: MedVLM, say: Say) -> None:
     say("Hm.")
-    answer = model.ask(None, QUESTION)
+    answer = model.ask(None, QUESTION, PLAIN)
     assert (answer.text, answer.finish_reason, answer.new_tokens) == ("Hm.", "end", 4)
     assert answer.token_ids[-1] in model.manifest.generation.eos_token_ids
 
 
 def test_letter_that_was_not_offered_is_no_choice(model: MedVLM, say: Say) -> None:
     say("<answer>D</answer>")
-    answer = model.ask(None, QUESTION)
+    answer = model.ask(None, QUESTION, PLAIN)
     assert (answer.choice, answer.choice_text) == (None, None)
     assert answer.text == "<answer>D</answer>"
+    assert (answer.options, answer.margin) == ({}, None)
+
+
+@pytest.mark.parametrize(
+    ("said", "text"),
+    [
+        ("Hm.", "Hm.</think>\n\n<answer>A</answer>"),
+        ("<think>Hm.", "<think>Hm.</think>\n\n<answer>A</answer>"),
+        ("<think>Hm.</think> So", "<think>Hm.</think> <answer>A</answer>"),
+        ("<answer>D</answer>", "<answer>A</answer>"),
+        ("<answer>B or C</answer>", "<answer>B </answer>"),
+    ],
+)
+def test_answer_that_is_not_well_formed_is_repaired(model: MedVLM, say: Say, said: str, text: str) -> None:
+    """The scripted model finds every letter but the one it says as likely as any other: the first is taken."""
+    say(said)
+    answer = model.ask(None, QUESTION)
+    assert (answer.text, answer.finish_reason) == (text, "answer")
+    letter, option = ("B", "CT") if "<answer>B" in text else ("A", "MRI")
+    assert (answer.choice, answer.strict_choice, answer.choice_text) == (letter, letter, option)
+    assert sum(answer.options.values()) == pytest.approx(1)
 
 
 def test_multi_byte_characters_are_streamed_whole(model: MedVLM, say: Say) -> None:
@@ -125,14 +149,14 @@ def test_multi_byte_characters_are_streamed_whole(model: MedVLM, say: Say) -> No
 
 
 def test_max_new_tokens_cuts_the_same_answer(model: MedVLM, image_path: Path) -> None:
-    whole = model.ask(image_path, QUESTION, max_new_tokens=30)
-    cut = model.ask(image_path, QUESTION, max_new_tokens=5)
+    whole = model.ask(image_path, QUESTION, Decoding(30, constrained=False))
+    cut = model.ask(image_path, QUESTION, Decoding(5, constrained=False))
     assert whole.new_tokens == 30
     assert (cut.token_ids, cut.finish_reason) == (whole.token_ids[:5], "length")
 
 
 def test_full_context_cuts_the_same_answer(model: MedVLM, tiny_bundle: Path, image_path: Path) -> None:
-    whole = model.ask(image_path, QUESTION, max_new_tokens=30)
+    whole = model.ask(image_path, QUESTION, Decoding(30, constrained=False))
     narrow = MedVLM.load(tiny_bundle, threads=1, max_length=whole.prompt_tokens + 4)
     # Four slots are left, and the last token needs none.
     cut = narrow.ask(image_path, QUESTION)
@@ -141,7 +165,7 @@ def test_full_context_cuts_the_same_answer(model: MedVLM, tiny_bundle: Path, ima
 
 
 def test_prompt_may_leave_a_single_slot(model: MedVLM, tiny_bundle: Path) -> None:
-    prompt = model.ask(None, QUESTION, max_new_tokens=1).prompt_tokens
+    prompt = model.ask(None, QUESTION, Decoding(1)).prompt_tokens
     narrow = MedVLM.load(tiny_bundle, threads=1, max_length=prompt + 1)
     assert narrow.ask(None, QUESTION).new_tokens == 2
     too_narrow = MedVLM.load(tiny_bundle, threads=1, max_length=prompt)
@@ -149,7 +173,7 @@ def test_prompt_may_leave_a_single_slot(model: MedVLM, tiny_bundle: Path) -> Non
 
 
 def test_prompt_longer_than_one_chunk_of_the_prefill_is_answered(model: MedVLM, image_path: Path) -> None:
-    answer = model.ask([image_path] * 12, QUESTION, max_new_tokens=3)
+    answer = model.ask([image_path] * 12, QUESTION, Decoding(3))
     assert answer.prompt_tokens > 1024
     assert answer.new_tokens == 3
 
@@ -185,7 +209,7 @@ def test_bad_question_is_refused_before_any_work(model: MedVLM, image_path: Path
 @pytest.mark.usefixtures("no_work")
 @pytest.mark.parametrize("count", [0, -1])
 def test_no_new_tokens_are_refused(model: MedVLM, image_path: Path, count: int) -> None:
-    assert f"max_new_tokens is {count}" in refusal(model.ask, image_path, QUESTION, max_new_tokens=count)
+    assert f"max_new_tokens is {count}" in refusal(lambda: model.ask(image_path, QUESTION, Decoding(count)))
 
 
 @pytest.mark.usefixtures("no_work")
@@ -209,7 +233,7 @@ def test_bad_image_is_refused(model: MedVLM, image: Any) -> None:
 
 
 def test_pixel_limits_set_the_number_of_visual_tokens(model: MedVLM, image_path: Path) -> None:
-    ask = lambda **limits: model.ask(image_path, QUESTION, max_new_tokens=1, **limits).visual_tokens  # noqa: E731
+    ask = lambda **limits: model.ask(image_path, QUESTION, Decoding(1), **limits).visual_tokens  # noqa: E731
     assert ask() == 64
     assert ask(max_pixels=16 * 28 * 28) == 16
     assert ask(min_pixels=784, max_pixels=784) == 1
@@ -228,7 +252,7 @@ def test_unknown_device_is_refused_with_the_known_ones(tiny_bundle: Path, device
 
 def test_every_device_of_this_version_gives_the_same_tokens(model: MedVLM, tiny_bundle: Path) -> None:
     on_cpu = MedVLM.load(str(tiny_bundle), "cpu", 1)
-    assert on_cpu.ask(None, "Hm?", max_new_tokens=9).token_ids == model.ask(None, "Hm?", max_new_tokens=9).token_ids
+    assert on_cpu.ask(None, "Hm?", Decoding(9)).token_ids == model.ask(None, "Hm?", Decoding(9)).token_ids
 
 
 @pytest.mark.parametrize("length", [-1, 0, 1, 4097])
@@ -249,7 +273,7 @@ def test_stream_does_nothing_until_it_is_read(model: MedVLM, image_path: Path, n
 
 
 def test_answer_before_the_end_is_an_error(model: MedVLM, image_path: Path) -> None:
-    stream = model.stream(image_path, QUESTION, max_new_tokens=40)
+    stream = model.stream(image_path, QUESTION, Decoding(40))
     with pytest.raises(MedVLMError, match="read the stream to its end"):
         _ = stream.answer
     next(stream)
@@ -261,10 +285,10 @@ def test_answer_before_the_end_is_an_error(model: MedVLM, image_path: Path) -> N
 
 
 def test_another_question_ends_the_stream_before_it(model: MedVLM, image_path: Path) -> None:
-    alone = model.ask(image_path, "Newer?", max_new_tokens=40).token_ids
-    older = model.stream(image_path, "Older?", max_new_tokens=40)
+    alone = model.ask(image_path, "Newer?", Decoding(40)).token_ids
+    older = model.stream(image_path, "Older?", Decoding(40))
     next(older)
-    newer = model.stream(image_path, "Newer?", max_new_tokens=40)
+    newer = model.stream(image_path, "Newer?", Decoding(40))
     next(newer)
     with pytest.raises(MedVLMError, match="another question was asked"):
         next(older)
@@ -276,14 +300,14 @@ def test_another_question_ends_the_stream_before_it(model: MedVLM, image_path: P
 
 def test_stream_that_was_not_begun_ends_too(model: MedVLM) -> None:
     older = model.stream(None, "Older?")
-    model.ask(None, "Newer?", max_new_tokens=2)
+    model.ask(None, "Newer?", Decoding(2))
     with pytest.raises(MedVLMError, match="another question was asked"):
         next(older)
 
 
 def test_refused_question_leaves_the_stream_before_it_alone(model: MedVLM) -> None:
-    expected = model.ask(None, "Older?", max_new_tokens=20).token_ids
-    older = model.stream(None, "Older?", max_new_tokens=20)
+    expected = model.ask(None, "Older?", Decoding(20)).token_ids
+    older = model.stream(None, "Older?", Decoding(20))
     next(older)
     refusal(model.ask, None, "")
     list(older)
@@ -291,9 +315,9 @@ def test_refused_question_leaves_the_stream_before_it_alone(model: MedVLM) -> No
 
 
 def test_answer_stays_when_another_question_is_asked(model: MedVLM) -> None:
-    stream = model.stream(None, "Older?", max_new_tokens=5)
+    stream = model.stream(None, "Older?", Decoding(5))
     list(stream)
-    model.ask(None, "Newer?", max_new_tokens=5)
+    model.ask(None, "Newer?", Decoding(5))
     assert stream.answer.new_tokens == 5
 
 
@@ -302,7 +326,7 @@ def test_answer_stays_when_another_question_is_asked(model: MedVLM) -> None:
 
 def test_timings_are_of_what_happened(model: MedVLM, image_path: Path) -> None:
     started = time.perf_counter()
-    answer = model.ask(image_path, QUESTION, max_new_tokens=30)
+    answer = model.ask(image_path, QUESTION, Decoding(30))
     wall = time.perf_counter() - started
     times = answer.timings
     assert min(value for value in dataclasses.asdict(times).values() if value is not None) > 0
@@ -311,11 +335,12 @@ def test_timings_are_of_what_happened(model: MedVLM, image_path: Path) -> None:
     assert times.total_s <= wall
     assert times.load_s == model.load_s
     assert times.prefill_tokens_per_s == pytest.approx(answer.prompt_tokens / times.prefill_s)
+    assert answer.cached_tokens == 0
     assert times.decode_tokens_per_s == pytest.approx((answer.new_tokens - 1) / times.decode_s)
 
 
 def test_single_token_has_no_decoding_speed(model: MedVLM) -> None:
-    times = model.ask(None, QUESTION, max_new_tokens=1).timings
+    times = model.ask(None, QUESTION, Decoding(1)).timings
     assert times.decode_tokens_per_s is None
     assert min(times.vision_s, times.decode_s) >= 0
 
@@ -333,11 +358,16 @@ def test_slow_stage_is_the_one_that_was_slow(
 # Failures
 
 
-@pytest.mark.parametrize(("part", "method"), [(VisionEncoder, "encode"), (Decoder, "prefill"), (Decoder, "step")])
+@pytest.mark.parametrize(("part", "method"), [(VisionEncoder, "encode"), (Decoder, "prefill"), (Decoder, "extend")])
 def test_failure_in_onnxruntime_is_one_line_and_does_not_harm_the_next_question(
-    model: MedVLM, image_path: Path, monkeypatch: pytest.MonkeyPatch, part: type, method: str
+    model: MedVLM,
+    tiny_bundle: Path,
+    image_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    part: type,
+    method: str,
 ) -> None:
-    sound = model.ask(image_path, QUESTION, max_new_tokens=9).token_ids
+    sound = MedVLM.load(tiny_bundle, threads=1).ask(image_path, QUESTION, Decoding(9)).token_ids
 
     def fail(*_: object) -> None:
         raise RuntimeError("[ONNXRuntimeError] : 6 : out of memory\nbacktrace\nmore")
@@ -345,11 +375,11 @@ def test_failure_in_onnxruntime_is_one_line_and_does_not_harm_the_next_question(
     with monkeypatch.context() as patch:
         patch.setattr(part, method, fail)
         with pytest.raises(MedVLMError) as error:
-            model.ask(image_path, QUESTION, max_new_tokens=9)
+            model.ask(image_path, QUESTION, Decoding(9))
     assert str(error.value).startswith("onnxruntime failed at")
     assert str(error.value).endswith("out of memory")
     assert error.value.exit_code == 1
-    assert model.ask(image_path, QUESTION, max_new_tokens=9).token_ids == sound
+    assert model.ask(image_path, QUESTION, Decoding(9)).token_ids == sound
 
 
 def test_without_onnxruntime_both_extras_are_named(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -182,7 +182,9 @@ print(json.dumps({"telemetry": Watch.seen, "modules": sorted(sys.modules), "afte
 ASK_IN_PYTHON = """
 import medvlm.runtime
 from medvlm.runtime import MedVLM
-print(json.dumps({"new_tokens": MedVLM.load(sys.argv[2]).ask(sys.argv[3], sys.argv[5], max_new_tokens=9).new_tokens}))
+from medvlm.runtime.decoding import Decoding
+answer = MedVLM.load(sys.argv[2]).ask(sys.argv[3], sys.argv[5], Decoding(max_new_tokens=9))
+print(json.dumps({"new_tokens": answer.new_tokens}))
 """
 ASK_IN_THE_SHELL = """
 from medvlm.runtime.cli import main

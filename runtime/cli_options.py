@@ -1,0 +1,147 @@
+"""The options that every command which asks has in common."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .context import DEFAULT_MAX_LENGTH
+from .decoding import DEFAULT_MAX_NEW_TOKENS, MOST_DRAFTED, Decoding
+from .model import DEFAULT_PREFIX_MB
+from .sampling import Sampling
+from .session import DEVICES
+
+BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
+
+Command = Callable[..., None]
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How a bundle is loaded."""
+
+    threads: int | None
+    device: str
+    max_length: int | None
+    prefix_mb: int
+    hash_files: bool
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How a question becomes a prompt."""
+
+    raw: bool
+    min_pixels: int | None
+    max_pixels: int | None
+
+
+_LOADING = (
+    click.option(
+        "--max-length", type=int, help=f"Tokens of prompt and answer together  [default: {DEFAULT_MAX_LENGTH}]"
+    ),
+    click.option("--threads", type=int, help="Threads to compute with  [default: one for each core that may be used]"),
+    click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True, help="Where to compute."),
+    click.option(
+        "--prefix-mb",
+        default=DEFAULT_PREFIX_MB,
+        show_default=True,
+        help="Megabytes of earlier questions to keep for others about the same image; 0 keeps nothing.",
+    ),
+    click.option("--hash-files", is_flag=True, help="Check the sha256 of every file of the bundle first."),
+)
+_ASKING = (
+    click.option("--raw", is_flag=True, help="Send the question as it is, without MedVLM-R1's question template."),
+    click.option("--min-pixels", type=int, help="Enlarge a smaller image to this many pixels."),
+    click.option("--max-pixels", type=int, help="Shrink a larger image to this many pixels; 401408 as in training."),
+)
+_DECODING = (
+    click.option(
+        "--max-new-tokens", default=DEFAULT_MAX_NEW_TOKENS, show_default=True, help="Stop after this many tokens."
+    ),
+    click.option(
+        "--constrained/--unconstrained",
+        default=True,
+        show_default=True,
+        help="Make the answer to a multiple-choice question one of its letters.",
+    ),
+    click.option(
+        "--think-tokens",
+        type=int,
+        help="End the reasoning after this many tokens  [default: what leaves room to answer]",
+    ),
+    click.option(
+        "--draft-tokens",
+        default=MOST_DRAFTED,
+        show_default=True,
+        help="Tokens that prompt lookup may draft at once; 0 turns it off. It changes the speed and no token.",
+    ),
+    click.option("--temperature", default=0.0, show_default=True, help="Draw tokens at random; 0 takes the likeliest."),
+    click.option("--top-k", default=0, show_default=True, help="Draw among this many tokens; 0 among all."),
+    click.option("--top-p", default=1.0, show_default=True, help="Draw among the tokens with this share; 1 among all."),
+    click.option(
+        "--repetition-penalty", default=1.0, show_default=True, help="Above 1 makes what was said less likely."
+    ),
+    click.option("--seed", default=0, show_default=True, help="Of the random draws."),
+)
+
+
+def loading_options(command: Command) -> Command:
+    """Add the options of loading, which reach the command as `loading`."""
+
+    @functools.wraps(command)
+    def wrapped(
+        *args: Any,
+        threads: int | None,
+        device: str,
+        max_length: int | None,
+        prefix_mb: int,
+        hash_files: bool,
+        **others: Any,
+    ) -> None:
+        command(*args, loading=Loading(threads, device, max_length, prefix_mb, hash_files), **others)
+
+    return _with_options(wrapped, _LOADING)
+
+
+def asking_options(command: Command) -> Command:
+    """Add the options of prompts, which reach the command as `asking`."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, raw: bool, min_pixels: int | None, max_pixels: int | None, **others: Any) -> None:
+        command(*args, asking=Asking(raw, min_pixels, max_pixels), **others)
+
+    return _with_options(wrapped, _ASKING)
+
+
+def decoding_options(command: Command) -> Command:
+    """Add the options of decoding, which reach the command as `decoding`."""
+
+    @functools.wraps(command)
+    def wrapped(
+        *args: Any,
+        max_new_tokens: int,
+        constrained: bool,
+        think_tokens: int | None,
+        draft_tokens: int,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        repetition_penalty: float,
+        seed: int,
+        **others: Any,
+    ) -> None:
+        sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
+        decoding = Decoding(max_new_tokens, sampling, constrained, think_tokens, draft_tokens)
+        command(*args, decoding=decoding, **others)
+
+    return _with_options(wrapped, _DECODING)
+
+
+def _with_options(command: Command, options: tuple[Callable[[Command], Command], ...]) -> Command:
+    for option in reversed(options):
+        command = option(command)
+    return command
