@@ -1,0 +1,1 @@
+"""What a benchmark is made of: the machine's limits, counts of work, summaries of measurements, and their picture."""
