@@ -114,9 +114,15 @@ def _mlp(layers: Layers, x: str, module: str, scope: str) -> str:
 
     x -> gate_proj -> QuickGelu -> Mul -> down_proj
       -> up_proj ------------------^
+    Where rows have scales, up_proj's is left to the end: it is one for the row, and the output is narrower.
     """
-    gate = layers.linear(x, [f"{module}.gate_proj"], f"{scope}/gate_proj", bias=False)
-    up = layers.linear(x, [f"{module}.up_proj"], f"{scope}/up_proj", bias=False)
-    act = layers.graph.add_node("QuickGelu", [gate], scope, domain=MICROSOFT, alpha=1.0)
-    product = layers.graph.add_node("Mul", [act, up], scope)
-    return layers.linear(product, [f"{module}.down_proj"], f"{scope}/down_proj", bias=False)
+    gate_weight, up_weight = (layers.read(f"{module}.{name}_proj.weight") for name in ("gate", "up"))
+
+    def hidden(piece: slice, inner: str) -> str:
+        gate = layers.product(x, gate_weight[piece], f"{inner}/gate_proj", layers.precision)
+        up = layers.product(x, up_weight[piece], f"{inner}/up_proj", layers.precision, scaled=False)
+        act = layers.graph.add_node("QuickGelu", [gate], inner, domain=MICROSOFT, alpha=1.0)
+        return layers.graph.add_node("Mul", [act, up], f"{inner}/gated")
+
+    down = layers.summed_products(hidden, layers.read(f"{module}.down_proj.weight"), f"{scope}/down_proj")
+    return layers.scaled(down, x, f"{scope}/up_proj")

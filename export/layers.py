@@ -43,14 +43,16 @@ class Layers:
         bias: NDArray[np.float32] | None = None,
         *,
         lowest: float | None = None,
+        scaled: bool = True,
     ) -> str:
         """`x @ weight.T + bias` for a weight [out, in] and a bias [out], in `precision`.
 
-        lowest: what no value of x is below, if that is known; it saves looking for it.
+        lowest: what no value of x is below, if that is known; it saves looking for it. scaled: False leaves it to the
+        caller to multiply rows by their scales, where they have some: see `scaled`.
         """
         b = "" if bias is None else self.graph.add_weight(f"{scope}.bias", bias)
         if isinstance(precision, W8A8):
-            return self._row_product(x, weight, scope, b, lowest)
+            return self._row_product(x, weight, scope, b, lowest, scaled=scaled)
         if isinstance(precision, Blockwise):
             return self._block_product(x, weight, scope, precision, b)
         return self._float_product(x, weight, scope, b)
@@ -146,7 +148,22 @@ class Layers:
             total = self.graph.add_node("Add", [total, y], f"{inner}/sum") if total else y
         return total
 
-    def _row_product(self, x: str, weight: NDArray[np.float32], scope: str, bias: str, lowest: float | None) -> str:
+    def scaled(self, y: str, x: str, scope: str) -> str:
+        """`y`, which an unscaled product of `x` went into as a factor, times the scales of x's rows."""
+        if not isinstance(self.precision, W8A8):
+            return y
+        return self.graph.add_node("Mul", [y, self._rows[x][1]], f"{scope}/scaled")
+
+    def _row_product(
+        self,
+        x: str,
+        weight: NDArray[np.float32],
+        scope: str,
+        bias: str,
+        lowest: float | None,
+        *,
+        scaled: bool,
+    ) -> str:
         """int8 by int8, with a scale for each row of x and one for each column of the weight.
 
         x -> _quantize_rows -> codes, scale
@@ -162,7 +179,7 @@ class Layers:
             self._shared("code_zero_point", np.array(_ZERO_POINT, np.uint8)),
         ]
         y = self.graph.add_node("MatMulIntegerToFloat", inputs, scope, domain=MICROSOFT)
-        y = self.graph.add_node("Mul", [y, scale], scope)
+        y = self.graph.add_node("Mul", [y, scale], scope) if scaled else y
         return self.graph.add_node("Add", [y, bias], scope) if bias else y
 
     def _quantize_rows(self, x: str, lowest: float | None) -> tuple[str, str]:

@@ -67,7 +67,7 @@ class MedVLM:
         )
         graphs = [name for name in (PREFILL, DECODER, VISION) if name in bundle.manifest.files]
         with one_line_failures("loading"):
-            opened = open_sessions([bundle.path(name) for name in graphs], threads)
+            opened = open_sessions([bundle.path(name) for name in graphs], threads, bundle.path(DECODER))
         by_name = dict(zip(graphs, opened, strict=True))
         self._vision = VisionEncoder(by_name[VISION], bundle.manifest.vision)
         self._sessions = DecoderSessions(by_name[DECODER], by_name.get(PREFILL))

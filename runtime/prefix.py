@@ -100,7 +100,7 @@ class PrefixCache:
 
     def _free_sequence(self, needed: int) -> int:
         """The index of a sequence to overwrite: a new one where `needed` bytes have room, or the oldest."""
-        while len(self._sequences) > 1 and self.nbytes + needed > self.budget:
+        while len(self._sequences) > 1 and self.nbytes + needed - self._sequences[0][0].nbytes > self.budget:
             self._sequences.pop(0)
         if not self._sequences or self.nbytes + needed <= self.budget:
             self._sequences.insert(0, (self._make_decoder(), _NOTHING))

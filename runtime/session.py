@@ -33,9 +33,11 @@ def check_device(device: str) -> None:
         raise InputError("onnxruntime is not installed; pip install 'medvlm[cpu]', or 'medvlm[gpu]' for an NVIDIA GPU")
 
 
-def open_session(path: Path, threads: int | None) -> "onnxruntime.InferenceSession":
+def open_session(path: Path, threads: int | None, *, stepwise: bool = False) -> "onnxruntime.InferenceSession":
     """A CPU session of the graph in `path`; `threads` None takes one for each physical core that may be used.
 
+    stepwise: its runs are short and follow each other at once, so that its threads had better wait for the next one
+    awake. Those of other sessions sleep after a run, or they would take the cores from the next session for a while.
     Raises `MedVLMError` where onnxruntime cannot load the graph.
     """
     import onnxruntime
@@ -45,6 +47,7 @@ def open_session(path: Path, threads: int | None) -> "onnxruntime.InferenceSessi
     options.intra_op_num_threads = threads or usable_cores()
     # The graphs are one chain: a second pool would only take threads from the first.
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.add_session_config_entry("session.force_spinning_stop", "0" if stepwise else "1")
     if saturates_bytes(_CPU_INFO):
         # Weights are turned to uint8 at loading: slower, but right.
         options.add_session_config_entry("session.x64quantprecision", "1")
@@ -54,10 +57,13 @@ def open_session(path: Path, threads: int | None) -> "onnxruntime.InferenceSessi
         raise MedVLMError(f"onnxruntime cannot load {path.name}: {_first_line(error)}") from error
 
 
-def open_sessions(paths: Sequence[Path], threads: int | None) -> "list[onnxruntime.InferenceSession]":
-    """A session of each graph, two opened at a time: packing weights takes one core. Raises as `open_session`."""
+def open_sessions(paths: Sequence[Path], threads: int | None, stepwise: Path) -> "list[onnxruntime.InferenceSession]":
+    """A session of each graph, two opened at a time: packing weights takes one core. Raises as `open_session`.
+
+    stepwise: the graph that runs once a token.
+    """
     with ThreadPoolExecutor(max_workers=2) as pool:
-        return list(pool.map(lambda path: open_session(path, threads), paths))
+        return list(pool.map(lambda path: open_session(path, threads, stepwise=path == stepwise), paths))
 
 
 def saturates_bytes(cpu_info: Path) -> bool:

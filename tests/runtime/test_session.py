@@ -62,10 +62,10 @@ def test_without_a_readable_file_bytes_are_taken_not_to_saturate(tmp_path: Path)
 
 
 @pytest.fixture
-def entries(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], dict[str, str]]:
+def entries(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., dict[str, str]]:
     """What sessions are opened with on a machine with this cpuinfo."""
 
-    def opened(text: str) -> dict[str, str]:
+    def opened(text: str, *, stepwise: bool = False) -> dict[str, str]:
         (tmp_path / "cpuinfo").write_text(text, encoding="utf-8")
         set_to: dict[str, str] = {}
 
@@ -77,20 +77,28 @@ def entries(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], 
             patch.setattr(session_module, "_CPU_INFO", tmp_path / "cpuinfo")
             patch.setattr(onnxruntime, "SessionOptions", Options)
             patch.setattr(onnxruntime, "InferenceSession", lambda *_args, **_options: None)
-            open_session(tmp_path / "graph.onnx", 1)
+            open_session(tmp_path / "graph.onnx", 1, stepwise=stepwise)
         return set_to
 
     return opened
 
 
-def test_sessions_are_told_to_be_right_where_bytes_saturate(entries: Callable[[str], dict[str, str]]) -> None:
-    assert entries(cpu_info(AVX2)) == {"session.x64quantprecision": "1"}
-    assert entries(cpu_info(f"{AVX2} avx_vnni")) == {}
+def test_sessions_are_told_to_be_right_where_bytes_saturate(entries: Callable[..., dict[str, str]]) -> None:
+    assert entries(cpu_info(AVX2))["session.x64quantprecision"] == "1"
+    assert "session.x64quantprecision" not in entries(cpu_info(f"{AVX2} avx_vnni"))
+
+
+@pytest.mark.parametrize("stepwise", [False, True])
+def test_only_the_threads_of_a_stepwise_session_wait_awake(
+    entries: Callable[..., dict[str, str]], stepwise: bool
+) -> None:
+    found = entries(cpu_info(AVX2), stepwise=stepwise)
+    assert found["session.force_spinning_stop"] == ("0" if stepwise else "1")
 
 
 def test_sessions_are_opened_in_the_order_of_their_paths(tiny_bundle: Path) -> None:
     names = ["vision_encoder", "decoder", "prefill"]
-    sessions = open_sessions([tiny_bundle / f"{name}.onnx" for name in names], 1)
+    sessions = open_sessions([tiny_bundle / f"{name}.onnx" for name in names], 1, tiny_bundle / "decoder.onnx")
     outputs = [{value.name for value in session.get_outputs()} for session in sessions]
     assert outputs[0] == {"image_features"}
     assert "logits" in outputs[1]
@@ -100,5 +108,6 @@ def test_sessions_are_opened_in_the_order_of_their_paths(tiny_bundle: Path) -> N
 def test_the_first_graph_that_cannot_be_loaded_is_named(tiny_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.onnx").write_bytes(b"no graph")
     with pytest.raises(MedVLMError, match=r"onnxruntime cannot load bad\.onnx") as error:
-        open_sessions([tiny_bundle / "decoder.onnx", tmp_path / "bad.onnx", tmp_path / "absent.onnx"], 1)
+        paths = [tiny_bundle / "decoder.onnx", tmp_path / "bad.onnx", tmp_path / "absent.onnx"]
+        open_sessions(paths, 1, paths[0])
     assert len(str(error.value).splitlines()) == 1
