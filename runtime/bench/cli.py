@@ -1,6 +1,7 @@
 """The `medvlm bench` command."""
 
 import contextlib
+import gc
 import json
 import shutil
 import sys
@@ -21,7 +22,7 @@ from ..threads import usable_cores
 from .compare import Contender, compare, comparison_table
 from .contenders import BASELINES, BundleContender, TransformersContender, check_baseline
 from .features import measure_features
-from .machine import reset_peak, versions
+from .machine import versions
 from .plot import check_picture, plot
 from .report import features_json, make_report, table
 from .stages import Plan, measure_memory, measure_rounds
@@ -139,24 +140,25 @@ def _opened(bundle: Path | None, synthetic: str | None) -> Iterator[Bundle]:
 
 
 def _measure(opened: Bundle, plan: Plan) -> tuple[dict[str, Any], MedVLM]:
-    """The report of a bundle, and the model that it was loaded to."""
-    model, load_s = _load(opened, plan)
+    """The report of a bundle, and the model that it was loaded to.
+
+    Memory is looked at first, while nothing but the model takes any, and loading is timed last, with a warm page cache.
+    """
+    model = MedVLM(opened, threads=plan.threads)
     memory = measure_memory(model, plan)
     steps = (plan.repetitions + 1) * (2 + len(plan.sizes) + len(plan.contexts))
     with click.progressbar(length=steps, label="Measuring", file=sys.stderr, item_show_func=shown_item) as bar:
         measured = measure_rounds(model, plan, lambda what: bar.update(1, what))
+    features = features_json(measure_features(model, plan))
+    load_s = []
+    for _ in range(_LOADS):
+        # No two are ever held.
+        del model
+        gc.collect()
+        model = MedVLM(opened, threads=plan.threads)
+        load_s.append(model.load_s)
     report = make_report(opened.manifest, plan, measured, load_s, memory)
-    report["versions"] = versions()
-    report["features"] = features_json(measure_features(model, plan))
-    return report, model
-
-
-def _load(opened: Bundle, plan: Plan) -> tuple[MedVLM, list[float]]:
-    """Load a few times, the first to warm the page cache; the model, and the seconds of the others."""
-    load_s = [MedVLM(opened, threads=plan.threads).load_s for _ in range(_LOADS)]
-    reset_peak()
-    model = MedVLM(opened, threads=plan.threads)
-    return model, [*load_s[1:], model.load_s]
+    return {**report, "versions": versions(), "features": features}, model
 
 
 def _compare(opened: Bundle, model: MedVLM, rival: Contender, plan: Plan) -> dict[str, Any]:
