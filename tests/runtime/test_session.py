@@ -107,7 +107,7 @@ def test_sessions_are_opened_in_the_order_of_their_paths(tiny_bundle: Path) -> N
 
 def test_the_first_graph_that_cannot_be_loaded_is_named(tiny_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.onnx").write_bytes(b"no graph")
+    paths = [tiny_bundle / "decoder.onnx", tmp_path / "bad.onnx", tmp_path / "absent.onnx"]
     with pytest.raises(MedVLMError, match=r"onnxruntime cannot load bad\.onnx") as error:
-        paths = [tiny_bundle / "decoder.onnx", tmp_path / "bad.onnx", tmp_path / "absent.onnx"]
         open_sessions(paths, 1, paths[0])
     assert len(str(error.value).splitlines()) == 1
