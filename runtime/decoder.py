@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .embeddings import EmbeddingTable
+from .errors import MedVLMError
 from .manifest import TextDims
 
 if TYPE_CHECKING:
@@ -85,8 +86,8 @@ class Decoder:
 
     def _allocate(self, capacity: int) -> None:
         dims = self._dims
-        self.capacity = capacity
         self._cache = empty_cache(dims, 1, capacity)
+        self.capacity = capacity
         self._cos, self._sin = (np.empty((capacity, dims.head_size // 2), np.float32) for _ in range(2))
         # One call for each number of tokens that `extend` was ever given.
         self._calls: dict[int, _Call] = {}
@@ -169,8 +170,19 @@ class Decoder:
 
 
 def empty_cache(dims: TextDims, sequences: int, capacity: int) -> NDArray[np.float32]:
-    """The keys and values of all layers: [layers, 2, sequences, num_kv_heads, capacity, head_size]."""
-    return np.empty((dims.layers, 2, sequences, dims.num_kv_heads, capacity, dims.head_size), np.float32)
+    """The keys and values of all layers: [layers, 2, sequences, num_kv_heads, capacity, head_size].
+
+    Raises `MedVLMError` where there is not so much memory.
+    """
+    shape = dims.layers, 2, sequences, dims.num_kv_heads, capacity, dims.head_size
+    try:
+        return np.empty(shape, np.float32)
+    # numpy's word for a size that no address reaches is ValueError.
+    except (MemoryError, ValueError):
+        size = sequences * capacity * dims.kv_bytes_per_token
+        raise MedVLMError(
+            f"there is no memory for {size / 1e9:.2f} GB of KV cache; lower --max-new-tokens or --max-pixels"
+        ) from None
 
 
 def bind_cache(binding: "IOBinding", cache: NDArray[np.float32]) -> None:

@@ -565,3 +565,15 @@ def test_digest_covers_pixels_size_and_grid(model: MedVLM) -> None:
     by_hand = hashlib.sha256(repr(((56, 84), picture.grid)).encode() + b"\7" * (56 * 84 * 3)).hexdigest()
     assert picture.digest == by_hand
     assert picture.grid == (3, 2)
+
+
+@pytest.mark.parametrize("capacity", [1 << 40, 1 << 60])
+def test_cache_that_no_memory_holds_is_one_line_and_leaves_the_decoder_as_it_was(
+    decoder: Decoder, capacity: int
+) -> None:
+    decoder.reserve(10)
+    before = decoder.capacity
+    with pytest.raises(MedVLMError, match="GB of KV cache; lower") as error:
+        decoder.reserve(capacity)
+    assert "\n" not in str(error.value)
+    assert decoder.capacity == before
