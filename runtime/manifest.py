@@ -14,6 +14,8 @@ FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 
 _LARGEST = 2**31 - 1
+# No layer is so wide: tables of such widths would fill the memory before anything else is found wrong.
+_WIDEST = 2**16
 _MOST_LAYERS = 1000
 _SHARED = ("patch_size", "temporal_patch_size", "merge_size")
 
@@ -179,7 +181,9 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
     """What no export writes, and what would fail in the middle of a question or mislead it."""
     text, vision, images = manifest.text, manifest.vision, manifest.preprocessing
     numbers = [value for part in (text, vision, images) for value in vars(part).values() if type(value) in (int, float)]
-    if min(*numbers, *images.image_std) <= 0 or max(numbers) > _LARGEST or text.layers > _MOST_LAYERS:
+    widths = [*vars(vision).values(), text.hidden_size, text.num_heads, text.num_kv_heads, text.head_size]
+    too_large = max(numbers) > _LARGEST or max(widths) > _WIDEST or text.layers > _MOST_LAYERS
+    if min(*numbers, *images.image_std) <= 0 or too_large:
         yield "a dimension is not positive, or too large"
     if any(getattr(vision, name) != getattr(images, name) for name in _SHARED):
         yield "vision and preprocessing disagree on the patches"

@@ -373,6 +373,15 @@ HOSTILE = st.one_of(
 )
 
 
+@pytest.mark.parametrize(("part", "name"), [("vision", "embed_dim"), ("text", "num_kv_heads"), ("text", "head_size")])
+def test_width_that_would_fill_the_memory_is_refused(bundle: Path, part: str, name: str) -> None:
+    manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+    manifest[part][name] = 2**30
+    store_json(bundle, manifest)
+    with pytest.raises(BundleError, match="too large"):
+        MedVLM.load(bundle)
+
+
 # numpy warns where absurd numbers overflow.
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
