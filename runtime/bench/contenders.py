@@ -111,7 +111,7 @@ def check_baseline(checkpoint: Path | None, precision: str) -> Path:
         raise InputError("--baseline transformers runs the checkpoint itself; give its directory with --checkpoint")
     if not (checkpoint / "config.json").is_file():
         raise InputError(f"{checkpoint} has no config.json; give a Hugging Face checkpoint with --checkpoint")
-    needed = ["torch", "transformers", *(["bitsandbytes"] if precision == "nf4" else [])]
+    needed = ["torch", "transformers", *(["bitsandbytes", "accelerate"] if precision == "nf4" else [])]
     absent = [name for name in needed if importlib.util.find_spec(name) is None]
     if absent:
         raise InputError(f"{absent[0]} is not installed; pip install 'medvlm[calibrate]'")
