@@ -7,16 +7,13 @@ from pathlib import Path
 
 import click
 
-from .bundle import open_bundle
 from .cli_options import BUNDLE, Asking, Loading, asking_options, decoding_options, loading_options
 from .commands import ErrorCommand, one_line
-from .context import context_length
 from .decoding import Decoding
 from .errors import InputError
 from .images import LoadedImage, load_image
 from .model import MedVLM
 from .processor import Processor
-from .session import check_device
 from .show import choice_line, show_stream, status, timing_line
 
 
@@ -33,22 +30,12 @@ def chat(bundle: Path, images: tuple[str, ...], asking: Asking, decoding: Decodi
     itself, as the model was trained. What it has read of the images stays in memory, so that every question after
     the first is answered sooner.
     """
-    check_device(loading.device)
-    opened = open_bundle(bundle, hash_files=loading.hash_files)
-    length = context_length(opened, loading.max_length)
+    opened, _ = loading.open(bundle)
     processor = Processor(opened)
     loaded = [load_image(image) for image in images]
     for note in (note for image in loaded for note in image.notes):
         click.echo(f"Note: {note}", err=True)
-    status(f"loading {bundle}")
-    model = MedVLM(
-        opened,
-        processor,
-        device=loading.device,
-        threads=loading.threads,
-        max_length=length,
-        prefix_mb=loading.prefix_mb,
-    )
+    model = loading.load(opened, processor)
     status("ask; an empty line ends a question, the end of input (Ctrl-D) ends the chat")
     for question in read_questions(_standard_input()):
         _answer(model, loaded, question, asking, decoding)

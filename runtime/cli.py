@@ -9,18 +9,16 @@ from pathlib import Path
 
 import click
 
-from .bundle import find_faults, open_bundle, read_manifest
+from .bundle import find_faults, read_manifest
 from .chat import chat
 from .cli_options import BUNDLE, Asking, Loading, asking_options, decoding_options, loading_options
 from .commands import CommandGroup, shown_item
-from .context import check_fit, context_length
+from .context import check_fit
 from .decoding import Decoding
 from .errors import InputError, plain
 from .images import load_image
 from .manifest import Manifest
-from .model import MedVLM
 from .processor import Processor
-from .session import check_device
 from .show import choice_line, show_stream, status, timing_line, vote_lines
 from .votes import check_votes, vote
 
@@ -61,10 +59,8 @@ def ask(
     Streams the reasoning, then prints the choice with its text and the time of each stage.
     """
     # Everything that can be wrong is looked at before the sessions are opened, which takes seconds.
-    check_device(loading.device)
     check_votes(votes, decoding)
-    opened = open_bundle(bundle, hash_files=loading.hash_files)
-    length = context_length(opened, loading.max_length)
+    opened, length = loading.open(bundle)
     processor = Processor(opened)
     started = time.perf_counter()
     loaded = [load_image(image) for image in images]
@@ -73,15 +69,7 @@ def ask(
     check_fit(request, length)
     for note in request.notes if not as_json else ():
         click.echo(f"Note: {note}", err=True)
-    status(f"loading {bundle}")
-    model = MedVLM(
-        opened,
-        processor,
-        device=loading.device,
-        threads=loading.threads,
-        max_length=length,
-        prefix_mb=loading.prefix_mb,
-    )
+    model = loading.load(opened, processor)
     status(f"reading {request.visual_tokens} visual tokens")
     if votes > 1:
         counted = vote(model, request, decoding, votes)

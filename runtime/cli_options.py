@@ -8,11 +8,14 @@ from typing import Any
 
 import click
 
-from .context import DEFAULT_MAX_LENGTH
+from .bundle import Bundle, open_bundle
+from .context import DEFAULT_MAX_LENGTH, context_length
 from .decoding import DEFAULT_MAX_NEW_TOKENS, MOST_DRAFTED, Decoding
-from .model import DEFAULT_PREFIX_MB
+from .model import DEFAULT_PREFIX_MB, MedVLM
+from .processor import Processor
 from .sampling import Sampling
-from .session import DEVICES
+from .session import DEVICES, check_device
+from .show import status
 
 BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
 
@@ -21,13 +24,31 @@ Command = Callable[..., None]
 
 @dataclass(frozen=True)
 class Loading:
-    """How a bundle is loaded."""
+    """How a bundle is loaded: opened first, which shows most of what can be wrong, and then its sessions."""
 
     threads: int | None
     device: str
     max_length: int | None
     prefix_mb: int
     hash_files: bool
+
+    def open(self, bundle: Path) -> tuple[Bundle, int]:
+        """The checked bundle and its context's length in tokens. Raises `InputError` and `BundleError`."""
+        check_device(self.device)
+        opened = open_bundle(bundle, hash_files=self.hash_files)
+        return opened, context_length(opened, self.max_length)
+
+    def load(self, opened: Bundle, processor: Processor) -> MedVLM:
+        """The model, which takes seconds."""
+        status(f"loading {opened.directory}")
+        return MedVLM(
+            opened,
+            processor,
+            device=self.device,
+            threads=self.threads,
+            max_length=self.max_length,
+            prefix_mb=self.prefix_mb,
+        )
 
 
 @dataclass(frozen=True)
