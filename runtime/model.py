@@ -124,9 +124,7 @@ class MedVLM:
         limit that will not do.
         """
         stream = self.stream(image, question, decoding, raw=raw, min_pixels=min_pixels, max_pixels=max_pixels)
-        for _ in stream:
-            pass
-        return stream.answer
+        return stream.finish()
 
     def stream(
         self,

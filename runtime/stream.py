@@ -142,6 +142,12 @@ class Stream(Iterator[str]):
         """The letters that the question offers, with their texts."""
         return self._request.options
 
+    def finish(self) -> Answer:
+        """Read the stream to its end; the answer."""
+        for _ in self:
+            pass
+        return self.answer
+
     def replace(self) -> None:
         """End the stream, unless it has ended: another question takes the cache."""
         self._replaced = True

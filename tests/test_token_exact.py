@@ -168,10 +168,7 @@ def reference_tokens(pair: Pair, request: Request) -> list[int]:
 
 
 def our_tokens(model: MedVLM, request: Request) -> list[int]:
-    stream = model.run(request, PLAIN)
-    for _ in stream:
-        pass
-    return list(stream.answer.token_ids)
+    return list(model.run(request, PLAIN).finish().token_ids)
 
 
 def assert_same_tokens(pair: Pair, images: int) -> None:

@@ -53,13 +53,13 @@ class _Numbers(click.ParamType):
 @click.command(cls=ErrorCommand)
 @click.argument("bundle", type=click.Path(path_type=Path), required=False)
 @click.option("--synthetic", type=click.Choice(["2b"]), help="Make a bundle of this size with random weights first.")
-@click.option("--sizes", type=_Numbers(), default=(224, 504, 1024), show_default=True, help="Sides of square images.")
+@click.option("--sizes", type=_Numbers(), default=Plan.sizes, show_default=True, help="Sides of square images.")
+@click.option("--contexts", type=_Numbers(), default=Plan.contexts, show_default=True, help="Tokens to decode at.")
+@click.option("--text-tokens", default=Plan.text_tokens, show_default=True, help="Tokens of text in each prompt.")
+@click.option("--new-tokens", default=Plan.new_tokens, show_default=True, help="Tokens to decode after each prompt.")
 @click.option(
-    "--contexts", type=_Numbers(), default=(128, 512, 1024, 2048, 4096), show_default=True, help="Tokens to decode at."
+    "--repetitions", default=Plan.repetitions, show_default=True, help="Rounds, after one that is thrown away."
 )
-@click.option("--text-tokens", default=110, show_default=True, help="Tokens of text in each prompt.")
-@click.option("--new-tokens", default=128, show_default=True, help="Tokens to decode after each prompt.")
-@click.option("--repetitions", default=5, show_default=True, help="Rounds, after one that is thrown away.")
 @click.option("--threads", type=int, help="Threads to compute with  [default: one for each core that may be used]")
 @click.option("--compare", "other", type=click.Path(path_type=Path), help="Another bundle, measured in turns.")
 @click.option("--baseline", type=click.Choice(["transformers"]), help="Another runtime, measured in turns.")
@@ -164,7 +164,7 @@ def _measure(opened: Bundle, plan: Plan) -> tuple[dict[str, Any], MedVLM]:
 def _compare(opened: Bundle, model: MedVLM, rival: Contender, plan: Plan) -> dict[str, Any]:
     """Both in turns at the main image size."""
     ours = BundleContender(opened.directory.name, model, plan)
-    side = plan.sizes[min(1, len(plan.sizes) - 1)]
+    side = plan.main_size
     with click.progressbar(length=plan.repetitions + 1, label="Comparing", file=sys.stderr) as bar:
         stages = compare(ours, rival, side, plan.repetitions, lambda what: bar.update(1))
     plain = {stage: {name: vars(summary) for name, summary in found.items()} for stage, found in stages.items()}

@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 
 from .requests import noise_image
-from .summary import Summary, ratio_of_pairs, summarize
+from .summary import Summary, aligned, ratio_of_pairs, summarize
 
 
 class Contender(Protocol):
@@ -49,5 +49,4 @@ def comparison_table(a: str, b: str, stages: Mapping[str, Mapping[str, Summary]]
     for stage, found in stages.items():
         quantity = "tokens" if stage == "decode" else "time"
         rows.append((stage, found["a"].text(quantity), found["b"].text(quantity), found["ratio"].text("ratio")))
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(aligned(rows))

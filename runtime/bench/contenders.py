@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from ..decoding import Decoding
 from ..errors import InputError
 from ..model import MedVLM
 from ..processor import Request
@@ -27,11 +26,7 @@ class BundleContender:
     def ask(self, image: bytes, number: int) -> Mapping[str, float]:
         """As `Contender.ask`."""
         request = make_request(self._model, image, self._plan.text_tokens, np.random.default_rng(number))
-        plain = Decoding(max_new_tokens=self._plan.new_tokens, constrained=False, max_draft=0)
-        stream = self._model.run(request, plain)
-        for _ in stream:
-            pass
-        times = stream.answer.timings
+        times = self._model.run(request, self._plan.plain).finish().timings
         return {
             "vision": times.vision_s,
             "prefill": times.prefill_s,

@@ -2,12 +2,11 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from ..decoding import Decoding
+from ..decoding import DEFAULT_DECODING, Decoding
 from ..model import MedVLM
 from ..result import Answer
 from ..sampling import Sampling
@@ -15,9 +14,8 @@ from .requests import make_request, noise_image
 from .stages import Plan
 from .summary import Summary, ratio_of_pairs
 
-QUESTION = "What can be seen?\nA) Nothing\nB) A finding\nC) An artefact"
 BATCHES = (2, 4, 8)
-_PLAIN = Decoding(constrained=False, max_draft=0)
+_OPTIONS = {"A": "Nothing", "B": "A finding", "C": "An artefact"}
 
 
 @dataclass(frozen=True)
@@ -31,19 +29,20 @@ class Feature:
 
 def measure_features(model: MedVLM, plan: Plan) -> list[Feature]:
     """Prompt lookup, constrained answers and sampling against plain greedy decoding, about the first image size."""
-    plain = dataclasses.replace(_PLAIN, max_new_tokens=plan.new_tokens)
+    plain = plan.plain
     features = []
     for name, decoding, describe in (
-        ("prompt lookup", dataclasses.replace(plain, max_draft=Decoding().max_draft), _acceptance),
-        ("constrained answer", dataclasses.replace(plain, constrained=True), _nothing),
-        ("sampling, top-k 50, top-p 0.9", dataclasses.replace(plain, sampling=Sampling(0.7, 50, 0.9)), _nothing),
+        ("prompt lookup", dataclasses.replace(plain, max_draft=DEFAULT_DECODING.max_draft), _acceptance),
+        ("constrained answer", dataclasses.replace(plain, constrained=True), None),
+        ("sampling, top-k 50, top-p 0.9", dataclasses.replace(plain, sampling=Sampling(0.7, 50, 0.9)), None),
     ):
         with_it, without = [], []
         for number in range(plan.repetitions):
             image = noise_image(plan.sizes[0], np.random.default_rng(number))
             with_it.append(_ask(model, image, decoding, plan))
             without.append(_ask(model, image, plain, plan))
-        features.append(Feature(name, ratio_of_pairs(_rates(with_it), _rates(without)), describe(with_it)))
+        note = describe(with_it) if describe else ""
+        features.append(Feature(name, ratio_of_pairs(_rates(with_it), _rates(without)), note))
     return [*features, *(_batch(model, plan, size) for size in BATCHES)]
 
 
@@ -67,11 +66,7 @@ def _batch(model: MedVLM, plan: Plan, size: int) -> Feature:
 
 def _ask(model: MedVLM, image: bytes, decoding: Decoding, plan: Plan) -> Answer:
     request = make_request(model, image, plan.text_tokens, np.random.default_rng(0))
-    options = {"A": "Nothing", "B": "A finding", "C": "An artefact"}
-    stream = model.run(dataclasses.replace(request, options=options), decoding)
-    for _ in stream:
-        pass
-    return stream.answer
+    return model.run(dataclasses.replace(request, options=_OPTIONS), decoding).finish()
 
 
 def _rates(answers: list[Answer]) -> list[float]:
@@ -83,6 +78,3 @@ def _acceptance(answers: list[Answer]) -> str:
     drafted, accepted = (sum(getattr(answer, f"{n}_tokens") for answer in answers) for n in ("drafted", "accepted"))
     new = sum(answer.new_tokens for answer in answers)
     return f"{accepted} of {drafted} drafted tokens right, {accepted / new:.0%} of the text"
-
-
-_nothing: Callable[[list[Answer]], str] = lambda answers: ""  # noqa: E731

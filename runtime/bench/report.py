@@ -1,7 +1,7 @@
 """Measurements as one report: plain numbers for programs, a table for people."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..bundle import DECODER
@@ -10,7 +10,7 @@ from ..preprocess import token_grid
 from .counts import decode_bytes, prefill_operations, vision_operations
 from .features import Feature
 from .stages import Measured, Plan
-from .summary import Quantity, Summary, ratio_of_pairs, summarize
+from .summary import Quantity, Summary, aligned, ratio_of_pairs, summarize
 
 # Above this share of the CPU in other hands, or this spread of what should be constant, figures are not to be trusted.
 _BUSY, _NOISY = 0.1, 0.25
@@ -26,7 +26,7 @@ def make_report(
     at the top are those of the second image size where there are several (504x504 by default), the first otherwise.
     """
     images = [_image(manifest, plan, measured, side) for side in plan.sizes]
-    main = images[min(1, len(images) - 1)]
+    main = images[plan.sizes.index(plan.main_size)]
     weights = manifest.files[f"{DECODER}.data"].size
     return {
         "model": manifest.source.name,
@@ -56,7 +56,8 @@ def _image(manifest: Manifest, plan: Plan, measured: Measured, side: int) -> dic
     vision_work = vision_operations(vision, rows * columns * vision.merge_size**2)
     prefill_work = prefill_operations(text, first.prompt_tokens)
     seconds = {name: [getattr(answer.timings, name) for answer in answers] for name in _STAGES}
-    rates = {name: [work / s for s in seconds[name]] for name, work in _works(vision_work, prefill_work)}
+    vision_rates = [vision_work / s for s in seconds["vision_s"]]
+    prefill_rates = [prefill_work / s for s in seconds["prefill_s"]]
     tokens_per_s = [answer.timings.decode_tokens_per_s or 0.0 for answer in answers]
     middle = first.prompt_tokens + first.new_tokens // 2
     moved = decode_bytes(text, manifest.files[f"{DECODER}.data"].size, middle)
@@ -69,14 +70,14 @@ def _image(manifest: Manifest, plan: Plan, measured: Measured, side: int) -> dic
         **{name: _numbers(values) for name, values in seconds.items()},
         "vision": {
             "operations": vision_work,
-            "operations_per_s": _numbers(rates["vision_s"]),
-            "multiple_of_fp32_gemm": ratio_of_pairs(rates["vision_s"], measured.gemm_rate).median,
+            "operations_per_s": _numbers(vision_rates),
+            "multiple_of_fp32_gemm": ratio_of_pairs(vision_rates, measured.gemm_rate).median,
         },
         "prefill": {
             "operations": prefill_work,
             "tokens_per_s": _numbers([first.prompt_tokens / s for s in seconds["prefill_s"]]),
-            "operations_per_s": _numbers(rates["prefill_s"]),
-            "multiple_of_fp32_gemm": ratio_of_pairs(rates["prefill_s"], measured.gemm_rate).median,
+            "operations_per_s": _numbers(prefill_rates),
+            "multiple_of_fp32_gemm": ratio_of_pairs(prefill_rates, measured.gemm_rate).median,
         },
         "decode": {
             "tokens_per_s": _numbers(tokens_per_s),
@@ -100,10 +101,6 @@ def _image(manifest: Manifest, plan: Plan, measured: Measured, side: int) -> dic
             "speed_up": ratio_of_pairs(seconds["first_token_s"], warm_s).median,
         },
     }
-
-
-def _works(vision: int, prefill: int) -> Iterable[tuple[str, int]]:
-    return (("vision_s", vision), ("prefill_s", prefill))
 
 
 def _waterfall(image: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,15 +133,18 @@ def _numbers(values: Sequence[float]) -> dict[str, float]:
 
 def table(report: Mapping[str, Any]) -> str:
     """The report for people, its warnings about noise first."""
-    lines = [*warnings(report), f"{report['model']}: {_recipe(report['recipe'])}; {report['plan']['threads']} threads"]
+    lines = [
+        *warnings(report),
+        f"{report['model']}: {report['recipe'].get('name', 'unknown recipe')}; {report['plan']['threads']} threads",
+    ]
     lines += [
         f"machine: read {_text(report['read_bandwidth'], 'bandwidth')}, "
         f"fp32 GEMM {_text(report['gemm_rate'], 'operations')}",
         f"load {_text(report['load_s'], 'time')}; memory {_memory(report['memory'])}",
         "",
     ]
-    lines += _aligned([["", *(image["image"] for image in report["images"])], *_rows(report["images"])])
-    lines += ["", *_aligned([["context", "per token", "tokens/s", "read"], *map(_context_row, report["contexts"])])]
+    lines += aligned([["", *(image["image"] for image in report["images"])], *_rows(report["images"])])
+    lines += ["", *aligned([["context", "per token", "tokens/s", "read"], *map(_context_row, report["contexts"])])]
     lines += ["", *(_feature_line(feature) for feature in report.get("features", []))]
     return "\n".join(lines).rstrip()
 
@@ -214,16 +214,6 @@ def _text(numbers: Mapping[str, float], quantity: Quantity) -> str:
     return Summary(numbers["median"], numbers["p5"], numbers["p95"], int(numbers["count"])).text(quantity)
 
 
-def _recipe(recipe: Mapping[str, Any]) -> str:
-    """The recipe's name and what each part was written in."""
-    return str(recipe.get("name", "unknown recipe"))
-
-
 def _memory(memory: Mapping[str, int | None]) -> str:
     known = {name: value for name, value in memory.items() if value is not None}
     return ", ".join(f"{name} {value / 1e9:.2f} GB" for name, value in known.items()) or "unknown"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -1,5 +1,6 @@
 """The measurements themselves: rounds in which the machine's limits and every stage take turns."""
 
+import dataclasses
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -32,10 +33,20 @@ class Plan:
     repetitions: int = 5
     threads: int = 1
 
+    @property
+    def main_size(self) -> int:
+        """The size that comparisons and the report's plain numbers are of: the second, where there are several."""
+        return self.sizes[min(1, len(self.sizes) - 1)]
+
+    @property
+    def plain(self) -> Decoding:
+        """Greedy decoding with nothing to help it."""
+        return Decoding(max_new_tokens=self.new_tokens, constrained=False, max_draft=0)
+
 
 @dataclass
 class Measured:
-    """Everything that was measured, one value a round (`limits` several); times in seconds, rates a second.
+    """Everything that was measured, one value a round; times in seconds, rates a second.
 
     answers: by the image's side, of cold questions. warm: of a second question about the same image. steps: by
     context length, the time of single decode steps. token_s: by side, the time of each token after the first.
@@ -96,11 +107,10 @@ def ask_cold_and_warm(
     model: MedVLM, image: bytes, side: int, plan: Plan, rng: np.random.Generator, measured: Measured
 ) -> None:
     """Ask about a new image, then another question about it, plainly decoded."""
-    plain = Decoding(max_new_tokens=plan.new_tokens, constrained=False, max_draft=0)
-    answer, moments = timed_answer(model, image, plan.text_tokens, plain, rng)
+    answer, moments = timed_answer(model, image, plan.text_tokens, plan.plain, rng)
     measured.answers[side].append(answer)
     measured.token_s[side] += np.diff(moments).tolist()
-    short = Decoding(max_new_tokens=1, constrained=False, max_draft=0)
+    short = dataclasses.replace(plan.plain, max_new_tokens=1)
     measured.warm[side].append(timed_answer(model, image, plan.text_tokens, short, rng)[0])
 
 
@@ -111,9 +121,7 @@ def timed_answer(
     started = time.perf_counter()
     request = make_request(model, image, text_tokens, rng)
     stream = model.run(request, decoding, preprocess_s=time.perf_counter() - started)
-    for _ in stream:
-        pass
-    return stream.answer, stream.moments
+    return stream.finish(), stream.moments
 
 
 def decode_steps(model: MedVLM, length: int, steps: int) -> list[float]:

@@ -56,6 +56,12 @@ def ratio_of_pairs(a: Sequence[float], b: Sequence[float]) -> Summary:
     return summarize([first / second for first, second in zip(a, b, strict=True)])
 
 
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The rows of a table as lines, each column as wide as its widest cell."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
 def _decimals(value: float) -> int:
     """As many as leave three digits, of numbers below 1 two."""
     exponent = math.floor(math.log10(value)) if value > 0 else 0

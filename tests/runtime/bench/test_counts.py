@@ -6,36 +6,11 @@ from pathlib import Path
 import onnx
 import pytest
 from medvlm.demo.random_checkpoint import TEXT, VISION
+from medvlm.demo.synthetic import TEXT_2B, VISION_2B
 from medvlm.export.convert import export
 from medvlm.export.recipe import make_recipe
 from medvlm.runtime.bench.counts import decode_bytes, prefill_operations, vision_operations
-from medvlm.runtime.manifest import TextDims, VisionDims
 
-FULL_VISION = VisionDims(
-    depth=32,
-    embed_dim=1280,
-    num_heads=16,
-    mlp_dim=5120,
-    in_channels=3,
-    patch_size=14,
-    temporal_patch_size=2,
-    merge_size=2,
-    out_dim=1536,
-)
-FULL_TEXT = TextDims(
-    layers=28,
-    hidden_size=1536,
-    intermediate_size=8960,
-    num_heads=12,
-    num_kv_heads=2,
-    head_size=128,
-    vocab_size=151936,
-    max_positions=32768,
-    rms_norm_eps=1e-6,
-    rope_theta=1e6,
-    mrope_section=(16, 24, 24),
-    tied_embeddings=True,
-)
 # Of one token, by hand: 1536 * 2048 for qkv, 1536 * 1536 for o_proj, 3 * 1536 * 8960 for the MLP, 1536 * 151936.
 QKV, O_PROJ, MLP, HEAD = 3_145_728, 2_359_296, 41_287_680, 233_373_696
 
@@ -88,8 +63,8 @@ def test_a_504x504_image_takes_1932_billion_operations() -> None:
     embedding = 2 * patches * 1176 * 1280
     block = 2 * patches * (4 * 1280 * 1280 + 2 * 1280 * 5120) + 2 * 2 * patches * patches * 1280
     merger = 2 * 324 * (5120 * 5120 + 5120 * 1536)
-    assert vision_operations(FULL_VISION, patches) == embedding + 32 * block + merger
-    assert round(vision_operations(FULL_VISION, patches) / 1e9) == 1932
+    assert vision_operations(VISION_2B, patches) == embedding + 32 * block + merger
+    assert round(vision_operations(VISION_2B, patches) / 1e9) == 1932
 
 
 @pytest.mark.parametrize("patches", [4, 256, 1296])
@@ -112,7 +87,7 @@ def test_the_vision_graph_has_as_many_operations_as_the_formula(bundle: Path, pa
 def test_a_decode_step_at_full_size_is_two_operations_for_each_weight_and_attention() -> None:
     weights = 28 * (QKV + O_PROJ + MLP) + HEAD
     attention = 28 * 12 * 2 * 2 * 128 * (1000 + 1)
-    assert prefill_operations(FULL_TEXT, 1, past=1000) == 2 * weights + attention
+    assert prefill_operations(TEXT_2B, 1, past=1000) == 2 * weights + attention
 
 
 def test_a_prompt_at_full_size_leaves_out_the_end_of_the_last_layer() -> None:
@@ -120,7 +95,7 @@ def test_a_prompt_at_full_size_leaves_out_the_end_of_the_last_layer() -> None:
     everywhere = 2 * tokens * (28 * QKV + 27 * (O_PROJ + MLP))
     once = 2 * (O_PROJ + MLP + HEAD)
     attention = 28 * 12 * 2 * 2 * 128 * (400 * 401 // 2)
-    assert prefill_operations(FULL_TEXT, tokens) == everywhere + once + attention
+    assert prefill_operations(TEXT_2B, tokens) == everywhere + once + attention
 
 
 @pytest.mark.parametrize(("tokens", "past"), [(1, 0), (1, 33), (7, 0), (7, 33)])
@@ -137,8 +112,8 @@ def test_the_decoder_graph_has_as_many_operations_as_the_formula(bundle: Path, t
 
 def test_a_prompt_in_two_calls_attends_to_as_much_as_in_one() -> None:
     again = 2 * (O_PROJ + MLP + HEAD)
-    halves = prefill_operations(FULL_TEXT, 30) + prefill_operations(FULL_TEXT, 50, past=30)
-    assert halves == prefill_operations(FULL_TEXT, 80) + again
+    halves = prefill_operations(TEXT_2B, 30) + prefill_operations(TEXT_2B, 50, past=30)
+    assert halves == prefill_operations(TEXT_2B, 80) + again
 
 
 def test_no_tokens_are_no_prompt() -> None:
@@ -148,7 +123,7 @@ def test_no_tokens_are_no_prompt() -> None:
 
 def test_a_decode_step_reads_the_weights_and_the_filled_cache() -> None:
     # 28 layers, keys and values, 2 heads of 128 float32 numbers.
-    read = decode_bytes(FULL_TEXT, weights=10**9, length=1000)
+    read = decode_bytes(TEXT_2B, weights=10**9, length=1000)
     assert (read.weights, read.cache) == (10**9, 28 * 2 * 2 * 128 * 4 * 1000)
     assert read.total == read.weights + read.cache
 
