@@ -117,16 +117,15 @@ class Processor:
         prompt = render_prompt(self.manifest.prompt, question_text(question, raw), len(loaded))
         token_ids = self._expand(self.tokenizer.encode(prompt, add_special_tokens=False).ids, grids)
         pictures = tuple(Picture(image, settings, grid) for image, grid in zip(loaded, grids, strict=True))
-        image_token_id = self.manifest.image_token_id
-        digests = [(picture.digest, picture.visual_tokens) for picture in pictures]
+        positions, contents = lay_out(token_ids, self.manifest.image_token_id, pictures)
         return Request(
             images=pictures,
             token_ids=token_ids,
-            positions=mrope_positions(token_ids, image_token_id, grids),
+            positions=positions,
             prompt=prompt,
             options=parse_options(question),
             notes=tuple(note for image in loaded for note in image.notes),
-            contents=Contents(token_ids, find_spans(token_ids, image_token_id, digests)),
+            contents=contents,
         )
 
     def _load(self, source: ImageSource | LoadedImage) -> LoadedImage:
@@ -164,6 +163,15 @@ class Processor:
         repeats = np.ones_like(tokens)
         repeats[tokens == self.manifest.image_token_id] = [math.prod(grid) for grid in grids]
         return np.repeat(tokens, repeats)
+
+
+def lay_out(
+    token_ids: NDArray[np.int64], image_token_id: int, pictures: Sequence[Picture]
+) -> tuple[NDArray[np.int64], Contents]:
+    """The positions [3, tokens] of a prompt's tokens [tokens], and what a cache holds that was filled with it."""
+    spans = find_spans(token_ids, image_token_id, [(picture.digest, picture.visual_tokens) for picture in pictures])
+    positions = mrope_positions(token_ids, image_token_id, [picture.grid for picture in pictures])
+    return positions, Contents(token_ids, spans)
 
 
 def _load_tokenizer(path: Path) -> Tokenizer:

@@ -7,9 +7,7 @@ import numpy as np
 from PIL import Image
 
 from ..model import MedVLM
-from ..positions import mrope_positions
-from ..prefix import Contents, find_spans
-from ..processor import Request
+from ..processor import Request, lay_out
 
 
 def noise_image(side: int, rng: np.random.Generator) -> bytes:
@@ -32,12 +30,5 @@ def make_request(model: MedVLM, image: bytes, text_tokens: int, rng: np.random.G
     at = min(span.end + 1, len(request.token_ids))
     words = rng.integers(0, model.processor.tokenizer.get_vocab_size(with_added_tokens=False), max(0, missing))
     ids = np.insert(request.token_ids, at, words)
-    image_token_id = model.manifest.image_token_id
-    grids = [picture.grid for picture in request.images]
-    digests = [(picture.digest, picture.visual_tokens) for picture in request.images]
-    return dataclasses.replace(
-        request,
-        token_ids=ids,
-        positions=mrope_positions(ids, image_token_id, grids),
-        contents=Contents(ids, find_spans(ids, image_token_id, digests)),
-    )
+    positions, contents = lay_out(ids, model.manifest.image_token_id, request.images)
+    return dataclasses.replace(request, token_ids=ids, positions=positions, contents=contents)
