@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from medvlm.runtime.decoder import Decoder
 from medvlm.runtime.manifest import Manifest
+from medvlm.runtime.vision import VisionEncoder
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
@@ -25,6 +26,17 @@ def qwen(shared: Path) -> Tokenizer:
     if not path.is_file():
         pytest.skip("needs Qwen2-VL's tokenizer in the shared folder, which is absent")
     return Tokenizer.from_file(str(path))
+
+
+@pytest.fixture
+def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails the test where either session runs."""
+
+    def work(*_: object) -> None:
+        pytest.fail("work was done")
+
+    monkeypatch.setattr(VisionEncoder, "encode", work)
+    monkeypatch.setattr(Decoder, "_run", work)
 
 
 @pytest.fixture

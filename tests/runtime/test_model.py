@@ -28,17 +28,6 @@ def model(tiny_bundle: Path) -> MedVLM:
     return MedVLM.load(tiny_bundle, threads=1)
 
 
-@pytest.fixture
-def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails the test where either session runs."""
-
-    def work(*_: object) -> None:
-        pytest.fail("work was done")
-
-    monkeypatch.setattr(VisionEncoder, "encode", work)
-    monkeypatch.setattr(Decoder, "_run", work)
-
-
 def refusal(ask: Callable[..., object], *args: Any, **options: Any) -> str:
     with pytest.raises(InputError) as error:
         ask(*args, **options)
