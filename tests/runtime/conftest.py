@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from medvlm.runtime.batch_decoder import BatchDecoder
 from medvlm.runtime.decoder import Decoder
 from medvlm.runtime.manifest import Manifest
 from medvlm.runtime.vision import VisionEncoder
@@ -30,13 +31,14 @@ def qwen(shared: Path) -> Tokenizer:
 
 @pytest.fixture
 def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails the test where either session runs."""
+    """Fails the test where any session runs."""
 
     def work(*_: object) -> None:
         pytest.fail("work was done")
 
     monkeypatch.setattr(VisionEncoder, "encode", work)
     monkeypatch.setattr(Decoder, "_run", work)
+    monkeypatch.setattr(BatchDecoder, "step", work)
 
 
 @pytest.fixture

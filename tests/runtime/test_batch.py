@@ -53,16 +53,6 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return model
 
 
-@pytest.fixture
-def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    def work(*_: object) -> None:
-        pytest.fail("work was done")
-
-    monkeypatch.setattr(VisionEncoder, "encode", work)
-    monkeypatch.setattr(Decoder, "_run", work)
-    monkeypatch.setattr(BatchDecoder, "step", work)
-
-
 def questions(count: int) -> Asked:
     """Questions of different lengths about images of different sizes; every fifth about none."""
     rng = np.random.default_rng(count)
