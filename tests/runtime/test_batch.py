@@ -21,7 +21,6 @@ from medvlm.runtime.manifest import Generation
 from medvlm.runtime.positions import mrope_tables, turn_keys
 from medvlm.runtime.processor import Request
 from medvlm.runtime.sampling import Sampling
-from medvlm.runtime.vision import VisionEncoder
 from medvlm.runtime.votes import vote
 from numpy.typing import NDArray
 

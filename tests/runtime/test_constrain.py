@@ -329,9 +329,17 @@ def test_choices_are_kept_up_to_the_first_fault(tokenizer: Tokenizer, data: st.D
     first = next((at for at, (said, choice) in enumerate(zip(ids, plain, strict=False)) if said != choice), None)
     if first is not None:
         before, refused = tokenizer.decode(ids[:first]), tokenizer.decode([*ids[:first], plain[first]])
-        spent = first >= budget and not re.search("</think>|<answer>", before)
+        # Thinking that is cut is ended up to the letter, though the choices may agree with a part of that.
+        spent = first >= budget and not re.search("</think>|<answer>", tokenizer.decode(ids[:budget]))
         cut = refused.endswith("\ufffd")
         assert spent or cut or not refused[len(before) :].strip() or not can_become_well_formed(refused)
+
+
+def test_thinking_cut_within_its_closing_tag_is_ended_up_to_the_letter() -> None:
+    """The choices agree with the rest of the tag; what they say behind it comes too late."""
+    plain = BYTES.encode("</think><think>").ids
+    ids = write(BYTES, make_form(BYTES, 2), plain, UNLIMITED)
+    assert BYTES.decode(ids).startswith("</think>\n\n<answer")
 
 
 @given(st.lists(st.sampled_from([*BYTES.encode("<>/thinkaswer AB\n\u20ac").ids]), max_size=60), st.integers(0, 60))
