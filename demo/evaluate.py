@@ -1,6 +1,5 @@
 """Bundles of the demo model on its held-out questions: how good they are, and what a precision changes."""
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from PIL import Image
 from ..runtime.decoding import Decoding
 from ..runtime.model import MedVLM
 from ..runtime.result import Answer
+from ..runtime.statistics import mcnemar_exact
 from .dataset import Item
 from .grading import Grade, grade
 
@@ -70,12 +70,6 @@ def flips(reference: Sequence[Answered], other: Sequence[Answered]) -> Flips:
     lost = sum(a.correct and not b.correct for a, b in pairs)
     won = sum(b.correct and not a.correct for a, b in pairs)
     return Flips(sum(a.choice != b.choice for a, b in pairs), lost, won, mcnemar_exact(lost, won))
-
-
-def mcnemar_exact(lost: int, won: int) -> float:
-    """McNemar's exact test: the chance of a split at least so uneven if each change went either way with 1/2."""
-    n, k = lost + won, min(lost, won)
-    return min(1.0, 2 * sum(math.comb(n, i) for i in range(k + 1)) / 2**n)
 
 
 def share(answered: Sequence[Answered], name: str) -> float:

@@ -27,10 +27,12 @@ from .processor import Processor, Request
 from .result import Answer
 from .sampling import Sampler
 from .session import check_device, one_line_failures, open_sessions
-from .stream import Progress, Stream
+from .stream import Clock, Progress, Stream
 from .vision import VisionEncoder
 
 DEFAULT_PREFIX_MB = 512
+# Tokens of a given text that go through the decoder at once: it keeps the logits of a call for every number of tokens.
+_SCORED_AT_ONCE = 16
 
 Images = ImageSource | LoadedImage | Sequence[ImageSource | LoadedImage] | None
 
@@ -184,6 +186,31 @@ class MedVLM:
             preprocess_s=preprocess_s,
         )
         return self._stream
+
+    def score(self, request: Request, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        """What the model would say at each token of a given answer: logits [tokens, vocab_size].
+
+        token_ids: an answer of at least one token. Row 0 follows the prompt, row i follows the answer's token i - 1:
+        row i is what token i is drawn from ("teacher forcing"). Raises `InputError` for an answer that does not fit
+        behind the prompt.
+        """
+        check_fit(request, self.max_length)
+        vocab_size, fed = self.manifest.text.vocab_size, token_ids[:-1]
+        if not token_ids or len(request.token_ids) + len(fed) > self.max_length:
+            raise InputError(
+                f"the answer has {len(token_ids)} tokens, the prompt {len(request.token_ids)}, and the context holds "
+                f"{self.max_length}; give at least one token, and no more than fit"
+            )
+        if not 0 <= min(token_ids) <= max(token_ids) < vocab_size:
+            raise InputError(f"the answer has a token that is not in the vocabulary of {vocab_size}; give other tokens")
+        self.end_stream()
+        logits = np.empty((len(token_ids), vocab_size), np.float32)
+        decoder, logits[0] = self.prefill.fill(request, len(fed), Progress(Clock()))
+        reporting = _Reporting(decoder)
+        for start in range(0, len(fed), _SCORED_AT_ONCE):
+            piece = fed[start : start + _SCORED_AT_ONCE]
+            logits[start + 1 : start + 1 + len(piece)] = reporting.extend(piece)
+        return logits
 
     def new_sequence(self) -> Decoder:
         """A sequence of its own over this model's sessions."""

@@ -1,0 +1,42 @@
+"""Figures that compare two models: how far their distributions lie apart, and whether a difference may be chance."""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def kl_divergence(logits_a: NDArray[np.float32], logits_b: NDArray[np.float32]) -> NDArray[np.float64]:
+    """How far `b`'s distributions are from `a`'s: KL(a || b) = sum p_a (log p_a - log p_b), in nats.
+
+    logits_a, logits_b: [n, vocab_size] float32, any constant added to a row. Returns [n] float64, 0 or more; infinite
+    where `b` gives no probability at all (a logit of -inf) to what `a` may say. Computed in float64 and row by row, so
+    that a large vocabulary takes no more memory than a few of its rows. (Kullback and Leibler, 1951)
+    """
+    if logits_a.shape != logits_b.shape:
+        raise ValueError(f"logits of shapes {logits_a.shape} and {logits_b.shape} cannot be compared")
+    return np.array([_divergence(a, b) for a, b in zip(logits_a, logits_b, strict=True)], np.float64)
+
+
+def _divergence(logits_a: NDArray[np.float32], logits_b: NDArray[np.float32]) -> float:
+    log_a, log_b = _log_softmax(logits_a), _log_softmax(logits_b)
+    # What has no probability adds nothing, and 0 (-inf - x) would be no number.
+    possible = log_a > -np.inf
+    log_a, log_b = log_a[possible], log_b[possible]
+    # Of equal distributions rounding may leave something below 0.
+    return max(0.0, float(np.sum(np.exp(log_a) * (log_a - log_b)))) if not np.isnan(log_a).any() else math.nan
+
+
+def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The logarithms of the probabilities [vocab_size]; the largest is taken off first, so that nothing overflows."""
+    shifted = logits.astype(np.float64) - np.float64(logits.max())
+    return shifted - np.log(np.sum(np.exp(shifted)))
+
+
+def mcnemar_exact(lost: int, won: int) -> float:
+    """McNemar's exact test: the chance of a split at least so uneven if each change went either way with 1/2.
+
+    lost, won: right answers that became wrong, and wrong ones that became right. Two-sided. (McNemar, 1947)
+    """
+    n, k = lost + won, min(lost, won)
+    return min(1.0, 2 * sum(math.comb(n, i) for i in range(k + 1)) / 2**n)
