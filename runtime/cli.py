@@ -1,4 +1,4 @@
-"""The `medvlm` command: ask, chat, info, verify."""
+"""The `medvlm` command: ask, chat, compare, info, verify."""
 
 import dataclasses
 import io
@@ -13,11 +13,12 @@ from .bundle import find_faults, read_manifest
 from .chat import chat
 from .cli_options import BUNDLE, Asking, Loading, asking_options, decoding_options, loading_options
 from .commands import CommandGroup, shown_item
+from .compare_cli import compare
 from .context import check_fit
 from .decoding import Decoding
+from .describe import describe
 from .errors import InputError, plain
 from .images import load_image
-from .manifest import Manifest
 from .processor import Processor
 from .show import choice_line, show_stream, status, timing_line, vote_lines
 from .votes import check_votes, vote
@@ -33,6 +34,7 @@ def main() -> None:
 
 
 main.add_command(chat)
+main.add_command(compare)
 
 
 @main.command()
@@ -105,25 +107,6 @@ def verify(bundle: Path) -> None:
     if faults:
         sys.exit(1)
     click.echo(f"{bundle}: {len(manifest.files)} files, {total / 1e9:.2f} GB, all as the manifest says")
-
-
-def describe(manifest: Manifest) -> str:
-    """The manifest for a person."""
-    text, vision = manifest.text, manifest.vision
-    lines = [
-        f"{manifest.source.name}, converted by {manifest.created_by} (format {manifest.format_version})",
-        f"decoder   {text.layers} layers, width {text.hidden_size}, {text.num_heads} heads ({text.num_kv_heads} of "
-        f"keys and values), vocabulary {text.vocab_size}, up to {text.max_positions} tokens",
-        f"vision    {vision.depth} blocks, width {vision.embed_dim}, {vision.num_heads} heads; one visual token for "
-        f"{vision.patch_size * vision.merge_size} x {vision.patch_size * vision.merge_size} pixels",
-        f"images    {manifest.preprocessing.min_pixels} to {manifest.preprocessing.max_pixels} pixels",
-        f"KV cache  {text.kv_bytes_per_token / 1024:.0f} KiB for each token",
-        "",
-        *(f"{part.name:18} {part.precision:18} {part.bytes / 1e6:9.1f} MB" for part in manifest.parts),
-        "",
-        *(f"{entry.sha256}  {name}" for name, entry in manifest.files.items()),
-    ]
-    return "\n".join(lines)
 
 
 def _read_question(question: str) -> str:

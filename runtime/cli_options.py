@@ -18,6 +18,9 @@ from .session import DEVICES, check_device
 from .show import status
 
 BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
+THREADS = click.option(
+    "--threads", type=int, help="Threads to compute with  [default: one for each core that may be used]"
+)
 
 Command = Callable[..., None]
 
@@ -64,7 +67,7 @@ _LOADING = (
     click.option(
         "--max-length", type=int, help=f"Tokens of prompt and answer together  [default: {DEFAULT_MAX_LENGTH}]"
     ),
-    click.option("--threads", type=int, help="Threads to compute with  [default: one for each core that may be used]"),
+    THREADS,
     click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True, help="Where to compute."),
     click.option(
         "--prefix-mb",

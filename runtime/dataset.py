@@ -81,7 +81,9 @@ def _images(value: Any, folder: Path, where: str) -> tuple[Path, ...]:
     paths = tuple(folder / _text(name, f"{where}.image") for name in _as_list(value))
     for path in paths:
         if not _is_file(path):
-            raise InputError(f"{where}: there is no image {path}; copy it there, or say with --images where it is")
+            raise InputError(
+                f"{where}: there is no image {plain(str(path))}; copy it there, or say with --images where it is"
+            )
     return paths
 
 
@@ -97,7 +99,9 @@ def _solution(value: Any, problem: str, where: str) -> str:
     letter, offered = _text(value, f"{where}.solution").strip(), parse_options(problem)
     if letter not in offered:
         letters = ", ".join(offered) or "none"
-        raise InputError(f"{where}: the solution is {letter!r} and its problem offers {letters}; give a letter of those")
+        raise InputError(
+            f"{where}: the solution is {letter!r} and its problem offers {letters}; give a letter of those"
+        )
     return letter
 
 

@@ -13,15 +13,20 @@ from .votes import Vote
 _CONTROL = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
+def harmless(text: str) -> str:
+    """`text` of several lines without what a terminal would obey."""
+    return text.translate(_CONTROL)
+
+
 def show_stream(stream: Stream, *, quiet: bool = False) -> Answer:
     """Print the reasoning as it comes, unless `quiet`; the answer at its end."""
     reasoning = ReasoningFilter()
     for piece in stream:
         if not quiet:
-            click.echo(reasoning.feed(piece).translate(_CONTROL), nl=False)
+            click.echo(harmless(reasoning.feed(piece)), nl=False)
             sys.stdout.flush()
     if not quiet:
-        click.echo(reasoning.flush().rstrip().translate(_CONTROL) + "\n")
+        click.echo(harmless(reasoning.flush().rstrip()) + "\n")
     return stream.answer
 
 
@@ -53,7 +58,7 @@ def vote_lines(vote: Vote) -> str:
     """Each answer's reasoning and choice, then the count."""
     lines = []
     for number, answer in enumerate(vote.answers, start=1):
-        reasoning = answer.reasoning.strip().translate(_CONTROL)
+        reasoning = harmless(answer.reasoning.strip())
         lines.append(f"{number}: {reasoning}\n   -> {answer.choice or 'no choice'}\n")
     if vote.choice is None:
         return "\n".join([*lines, "Answer: none of the answers has a choice"])

@@ -21,10 +21,11 @@ def kl_divergence(logits_a: NDArray[np.float32], logits_b: NDArray[np.float32]) 
 def _divergence(logits_a: NDArray[np.float32], logits_b: NDArray[np.float32]) -> float:
     log_a, log_b = _log_softmax(logits_a), _log_softmax(logits_b)
     # What has no probability adds nothing, and 0 (-inf - x) would be no number.
-    possible = log_a > -np.inf
+    possible = log_a != -np.inf
     log_a, log_b = log_a[possible], log_b[possible]
-    # Of equal distributions rounding may leave something below 0.
-    return max(0.0, float(np.sum(np.exp(log_a) * (log_a - log_b)))) if not np.isnan(log_a).any() else math.nan
+    divergence = float(np.sum(np.exp(log_a) * (log_a - log_b)))
+    # Of equal distributions rounding may leave something below 0. What is no number stays none.
+    return 0.0 if divergence < 0 else divergence
 
 
 def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
