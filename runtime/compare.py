@@ -4,7 +4,6 @@ Only one is loaded at a time: first A answers everything, then B reads A's answe
 """
 
 import dataclasses
-import gc
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from .context import check_fit, context_length
 from .dataset import DatasetItem
 from .decoding import Decoding
 from .errors import InputError, MedVLMError
-from .model import MedVLM
+from .model import MedVLM, check_threads
 from .processor import Processor, Request
 from .result import Answer
 from .session import check_device
@@ -27,6 +26,24 @@ from .statistics import kl_divergence
 
 # What the model itself would say: drafts and a form to keep are the runtime's.
 PLAIN = Decoding(constrained=False, max_draft=0)
+
+Progress = Callable[[str], None]
+"""Called with "A" or "B" after each of its questions: twice as often as there are questions."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A comparison that was found possible.
+
+    decodings: how each of `items` is answered. length: tokens of prompt and answer together, for both bundles.
+    """
+
+    a: Bundle
+    b: Bundle
+    items: Sequence[DatasetItem]
+    decodings: Sequence[Decoding]
+    length: int
+    threads: int | None
 
 
 def compare(
@@ -36,77 +53,85 @@ def compare(
     *,
     decoding: Decoding = PLAIN,
     threads: int | None = None,
-    progress: Callable[[str], None] = lambda what: None,
+    progress: Progress = lambda what: None,
 ) -> Comparison:
-    """Answer `items` with both bundles, and read A's answers with both.
+    """Answer `items` with both bundles, each by itself, and read A's answers with both: see `plan` and `carry_out`."""
+    return carry_out(plan(bundle_a, bundle_b, items, decoding=decoding, threads=threads), progress)
 
-    decoding: of the answers, each bundle's own. progress: called with "A" or "B" after each question, twice as often
-    as there are questions. A's logits wait for B in a temporary file: vocab_size x 4 bytes (0.6 MB at full size) for
-    each token of A's answers; it is removed at the end, however that comes.
-    Raises `InputError`, before any session is opened, for bundles that cannot be compared or a question that cannot be
-    asked, and `MedVLMError` where the disk is full.
+
+def plan(
+    bundle_a: Path,
+    bundle_b: Path,
+    items: Sequence[DatasetItem],
+    *,
+    decoding: Decoding = PLAIN,
+    threads: int | None = None,
+) -> Plan:
+    """Look at everything that can be wrong; no session is opened.
+
+    decoding: of the answers. threads: as `MedVLM.load` takes them. Raises `InputError` for bundles that cannot be
+    compared or a question that cannot be asked.
     """
     check_device("auto")
+    check_threads(threads)
     if not items:
         raise InputError("there are no questions to compare by; give at least one")
     a, b = open_bundle(bundle_a), open_bundle(bundle_b)
     _check_same_tokens(a, b)
     # What fits behind a prompt must fit in both.
     length = min(context_length(bundle, None) for bundle in (a, b))
-    asked = _Asked(items, _decodings(a, b, items, length, decoding), length, threads, progress)
-    with _Spool(a.manifest.text.vocab_size) as spool:
-        answers_a = _answer(a, asked, spool)
-        # A model and its last stream refer to each other. Nothing of it must be in memory when the next comes.
-        gc.collect()
-        answers_b, readings = _answer_and_read(b, asked, answers_a, spool)
-    gc.collect()
-    return summarize(items, answers_a, answers_b, readings)
+    return Plan(a, b, items, _decodings(a, b, items, length, decoding), length, threads)
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """The questions, and how both bundles are asked them; decodings: one for each question."""
+def carry_out(plan: Plan, progress: Progress = lambda what: None) -> Comparison:
+    """Load A, then B, and compare.
 
-    items: Sequence[DatasetItem]
-    decodings: Sequence[Decoding]
-    length: int
-    threads: int | None
-    progress: Callable[[str], None]
-
-    def load(self, bundle: Bundle) -> MedVLM:
-        return MedVLM(bundle, threads=self.threads, max_length=self.length)
-
-    def ask(self, model: MedVLM) -> Iterator[tuple[Request, Answer]]:
-        """Each question as the model reads it, with its answer."""
-        for item, decoding in zip(self.items, self.decodings, strict=True):
-            request = model.processor.prepare(item.images, item.problem)
-            yield request, model.run(request, decoding).finish()
+    A's logits wait for B in a temporary file: vocab_size x 4 bytes (0.6 MB at full size) for each token of A's answers.
+    It is removed at the end, however that comes. Raises `MedVLMError` where there is no room for it.
+    """
+    with _Spool(plan.a.manifest.text.vocab_size) as spool:
+        answers_a = _answer(plan, spool, progress)
+        # A is out of memory here: it went with the call that loaded it.
+        answers_b, readings = _answer_and_read(plan, answers_a, spool, progress)
+    return summarize(plan.items, answers_a, answers_b, readings)
 
 
-def _answer(bundle: Bundle, asked: _Asked, spool: "_Spool") -> list[Answer]:
+def _answer(plan: Plan, spool: "_Spool", progress: Progress) -> list[Answer]:
     """A's answers. The logits at their tokens go into `spool`."""
-    answers, model = [], asked.load(bundle)
-    for request, answer in asked.ask(model):
+    answers, model = [], _load(plan.a, plan)
+    for request, answer in _ask(model, plan):
         spool.append(model.score(request, answer.token_ids))
         answers.append(answer)
-        asked.progress("A")
+        progress("A")
     return answers
 
 
 def _answer_and_read(
-    bundle: Bundle, asked: _Asked, answers_a: Sequence[Answer], spool: "_Spool"
+    plan: Plan, answers_a: Sequence[Answer], spool: "_Spool", progress: Progress
 ) -> tuple[list[Answer], list[Reading]]:
     """B's answers, and what it makes of A's."""
-    answers, readings, model = [], [], asked.load(bundle)
-    for (request, answer), answer_a in zip(asked.ask(model), answers_a, strict=True):
+    answers, readings, model = [], [], _load(plan.b, plan)
+    for (request, answer), answer_a in zip(_ask(model, plan), answers_a, strict=True):
         logits_a, logits_b = spool.read(len(answer_a.token_ids)), model.score(request, answer_a.token_ids)
-        agrees = logits_a.argmax(axis=1) == logits_b.argmax(axis=1)
-        readings.append(Reading(kl_divergence(logits_a, logits_b), agrees))
-        if not np.isfinite(readings[-1].kl).all():
-            raise MedVLMError(f"a bundle's logits are not finite at question {len(answers)}; export both again")
+        reading = Reading(kl_divergence(logits_a, logits_b), logits_a.argmax(axis=1) == logits_b.argmax(axis=1))
+        if not np.isfinite(reading.kl).all():
+            index = plan.items[len(answers)].index
+            raise MedVLMError(f"question {index}: the logits of a bundle are not finite; export both bundles again")
         answers.append(answer)
-        asked.progress("B")
+        readings.append(reading)
+        progress("B")
     return answers, readings
+
+
+def _load(bundle: Bundle, plan: Plan) -> MedVLM:
+    return MedVLM(bundle, threads=plan.threads, max_length=plan.length)
+
+
+def _ask(model: MedVLM, plan: Plan) -> Iterator[tuple[Request, Answer]]:
+    """Each question as the model reads it, with its answer."""
+    for item, decoding in zip(plan.items, plan.decodings, strict=True):
+        request = model.processor.prepare(item.images, item.problem)
+        yield request, model.run(request, decoding).finish()
 
 
 def _check_same_tokens(a: Bundle, b: Bundle) -> None:

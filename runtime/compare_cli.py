@@ -9,8 +9,7 @@ import click
 
 from .cli_options import THREADS
 from .commands import ErrorCommand, shown_item
-from .compare import PLAIN
-from .compare import compare as compare_bundles
+from .compare import PLAIN, carry_out, plan
 from .comparison import Comparison, Flip
 from .dataset import read_dataset
 from .decoding import DEFAULT_MAX_NEW_TOKENS
@@ -53,10 +52,10 @@ def compare(
         raise InputError(f"--questions is {questions}; give at least 1")
     decoding = dataclasses.replace(PLAIN, max_new_tokens=max_new_tokens)
     items = read_dataset(data, images)[:questions]
+    # What is wrong is said before a bar is drawn.
+    planned = plan(bundle_a, bundle_b, items, decoding=decoding, threads=threads)
     with click.progressbar(length=2 * len(items), label="Comparing", file=sys.stderr, item_show_func=shown_item) as bar:
-        comparison = compare_bundles(
-            bundle_a, bundle_b, items, decoding=decoding, threads=threads, progress=lambda what: bar.update(1, what)
-        )
+        comparison = carry_out(planned, lambda what: bar.update(1, what))
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(comparison)))
     else:

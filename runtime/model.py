@@ -63,7 +63,7 @@ class MedVLM:
         self.manifest = bundle.manifest
         self.processor = processor or Processor(bundle)
         self.max_length = context_length(bundle, max_length)
-        threads = _check_threads(threads)
+        threads = check_threads(threads)
         self._embeddings = EmbeddingTable(
             bundle.path(EMBEDDINGS), bundle.manifest.embedding_dtype, dims.vocab_size, dims.hidden_size
         )
@@ -288,7 +288,8 @@ class _Reporting:
             return self._decoder.extend(token_ids)
 
 
-def _check_threads(threads: int | None) -> int | None:
+def check_threads(threads: int | None) -> int | None:
+    """`threads` as it is. Raises `InputError` for a number that no machine like this needs."""
     if threads is not None and not 1 <= threads <= (os.cpu_count() or 1) * 4:
         raise InputError(f"threads is {threads}; give 1 to {(os.cpu_count() or 1) * 4}")
     return threads

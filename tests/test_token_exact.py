@@ -226,6 +226,24 @@ def test_positions_equal_get_rope_index(exact_pair: Pair, images: int) -> None:
     np.testing.assert_array_equal(request.positions, expected[:, 0].numpy())
 
 
+@pytest.mark.parametrize(("images", "tokens"), [(0, 1), (2, 40)])
+def test_scores_of_a_given_answer_are_transformers_logits(exact_pair: Pair, images: int, tokens: int) -> None:
+    """Whatever the answer says: these tokens are random, and fed in pieces of 16."""
+    model, rng = exact_pair.ours, np.random.default_rng(tokens)
+    request = make_request(model, images)
+    answer = [int(token) for token in rng.integers(0, 256, tokens)]
+    ids = torch.from_numpy(np.concatenate([request.token_ids, answer]))[None]
+    inputs = image_inputs(request)
+    if images:
+        inputs["mm_token_type_ids"] = torch.nn.functional.pad(inputs["mm_token_type_ids"], (0, tokens))
+    with torch.no_grad():
+        logits = exact_pair.reference(input_ids=ids, attention_mask=torch.ones_like(ids), **inputs).logits[0]
+    expected = logits[len(request.token_ids) - 1 : -1].numpy()
+    scores = model.score(request, answer)
+    assert scores.shape == expected.shape
+    np.testing.assert_allclose(scores, expected, atol=1e-4, rtol=1e-4)
+
+
 def prefill_in_parts(model: MedVLM, request: Request, split: int) -> tuple[Decoder, NDArray[np.float32]]:
     """The sequence after a prompt that was prefilled in two calls, and the logits."""
     decoder = model.prefill.prefixes.sequence(request.contents, len(request.token_ids) + NEW_TOKENS)

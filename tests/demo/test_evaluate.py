@@ -5,27 +5,9 @@ from typing import Any, cast
 
 import pytest
 from medvlm.demo.dataset import Item, make_item
-from medvlm.demo.evaluate import Answered, blank, chance, flips, majority, mcnemar_exact, share
+from medvlm.demo.evaluate import Answered, blank, chance, flips, majority, share
 from medvlm.demo.grading import Grade
 from medvlm.demo.measure import changes_table, types_table
-
-
-@pytest.mark.parametrize(
-    ("lost", "won", "p"),
-    [
-        (0, 0, 1.0),
-        # Both tails of one in 2^5.
-        (0, 5, 2 / 32),
-        (5, 0, 2 / 32),
-        (3, 3, 1.0),
-        # 2 (1 + 10) / 2^10.
-        (1, 9, 22 / 1024),
-        # 2 (1 + 12 + 66) / 2^12.
-        (10, 2, 158 / 4096),
-    ],
-)
-def test_mcnemar(lost: int, won: int, p: float) -> None:
-    assert mcnemar_exact(lost, won) == pytest.approx(p)
 
 
 @pytest.fixture(scope="module")

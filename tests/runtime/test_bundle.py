@@ -21,7 +21,7 @@ from medvlm.runtime.bundle import find_faults, open_bundle, read_manifest, sha25
 from medvlm.runtime.cli import main
 from medvlm.runtime.decoding import Decoding
 from medvlm.runtime.external_data import external_locations
-from medvlm.runtime.manifest import Manifest
+from medvlm.runtime.manifest import Loss, Manifest
 from onnx import TensorProto, helper
 
 Json = dict[str, Any]
@@ -356,6 +356,60 @@ def test_every_field_removed_or_of_another_type_is_refused_in_one_line(tiny_bund
                 Manifest.from_json(json.dumps(mutant))
             assert len(str(error.value).splitlines()) == 1
             assert "manifest.json" in str(error.value)
+
+
+LOSS = {
+    "dataset": "held out",
+    "questions": 600,
+    "tokens": 23456,
+    "kl": 0.0123,
+    "top1_agreement": 0.987,
+    "flips": 12,
+    "accuracy": 0.91,
+    "reference_accuracy": 0.92,
+}
+
+
+def test_loss_may_be_absent_or_null_and_survives_its_own_writing(tiny_bundle: Path) -> None:
+    manifest = load_json(tiny_bundle)
+    assert "loss" not in manifest
+    without = Manifest.from_json(json.dumps(manifest))
+    assert without.loss is None
+    assert Manifest.from_json(json.dumps({**manifest, "loss": None})) == without
+    measured = Manifest.from_json(json.dumps({**manifest, "loss": LOSS}))
+    assert measured.loss == Loss(**LOSS)
+    assert Manifest.from_json(measured.to_json()) == measured
+    assert (measured.format_version, json.loads(measured.to_json())["loss"]) == (2, LOSS)
+
+
+def test_every_figure_of_a_loss_removed_or_of_another_type_is_refused_in_one_line(tiny_bundle: Path) -> None:
+    manifest = {**load_json(tiny_bundle), "loss": LOSS}
+    for name in LOSS:
+        for mutant in faulty(manifest, ("loss", name)):
+            with pytest.raises(BundleError, match=r"manifest\.json.*loss.*export the bundle again"):
+                Manifest.from_json(json.dumps(mutant))
+
+
+@pytest.mark.parametrize("loss", [{}, [], "text", 7, True])
+def test_loss_that_is_no_object_of_figures_is_refused(bundle: Path, loss: Any) -> None:
+    store_json(bundle, {**load_json(bundle), "loss": loss})
+    assert "manifest.json.loss" in refusal(bundle)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("kl", -0.1),
+        ("kl", float("nan")),
+        ("flips", -1),
+        ("accuracy", 1.1),
+        ("reference_accuracy", -0.1),
+        ("tokens", -1),
+    ],
+)
+def test_loss_that_cannot_be_is_refused(bundle: Path, name: str, value: float) -> None:
+    store_json(bundle, {**load_json(bundle), "loss": {**LOSS, name: value}})
+    assert "loss" in refusal(bundle)
 
 
 def test_fault_of_a_field_names_it() -> None:

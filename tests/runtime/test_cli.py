@@ -428,10 +428,65 @@ def test_info_tells_what_a_bundle_holds(tiny_bundle: Path) -> None:
         assert f"{entry.sha256}  {name}" in said
 
 
+def info(bundle: Path, **fields: Any) -> str:
+    """What `info` says of a bundle whose manifest has these fields."""
+    manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+    (bundle / "manifest.json").write_text(json.dumps({**manifest, **fields}), encoding="utf-8")
+    result = run("info", bundle)
+    assert result.exit_code == 0
+    return result.stdout
+
+
+def test_info_says_how_each_part_was_quantized(tiny_bundle: Path) -> None:
+    said = run("info", tiny_bundle).stdout
+    assert (
+        "recipe    int4: decoder and head 4 bits in blocks of 32, asymmetric; vision and prompts W8A8 "
+        "(int8 weights and activations); embeddings float16\n" in said
+    )
+
+
+@pytest.mark.parametrize(
+    ("recipe", "says"),
+    [
+        ({}, "recipe    unnamed: it says no more"),
+        ({"name": "fp32", "decoder": {"kind": "fp32"}, "prefill": None}, "fp32: decoder fp32; prompts through the dec"),
+        ({"decoder": {"kind": "blockwise", "bits": 4, "method": "hqq"}}, "decoder 4 bits by hqq\n"),
+        ({"method": "awq", "head": {"kind": "blockwise", "bits": 8, "symmetric": True}}, "head 8 bits by awq, symm"),
+        ({"head": {"kind": "nf4", "block_size": 64}}, "head nf4 in blocks of 64\n"),
+        ({"vision": {}, "decoder": 7, "head": [4]}, "vision of unknown precision\n"),
+        ({"name": "a\x1b[2Jb\nc"}, r"recipe    a\x1b[2Jb\nc: "),
+    ],
+    ids=str,
+)
+def test_info_says_what_it_can_of_any_recipe(bundle: Path, recipe: dict[str, Any], says: str) -> None:
+    assert says in info(bundle, recipe=recipe)
+
+
+def test_info_says_what_the_bundle_lost(bundle: Path) -> None:
+    loss = {
+        "dataset": "held out\x1b",
+        "questions": 600,
+        "tokens": 23456,
+        "kl": 0.01234,
+        "top1_agreement": 0.987,
+        "flips": 12,
+        "accuracy": 0.91,
+        "reference_accuracy": 0.92,
+    }
+    assert (
+        "lost      KL divergence 0.0123 nats, top-1 agreement 98.7% over 23456 tokens; accuracy 91.0% (fp32 92.0%), "
+        "12 of 600 letters changed (held out\\x1b)\n" in info(bundle, loss=loss)
+    )
+
+
+def test_info_says_where_the_loss_was_not_measured(tiny_bundle: Path) -> None:
+    assert "lost      not measured: medvlm-export --report measures it\n" in run("info", tiny_bundle).stdout
+
+
 def test_help_lists_the_commands_and_says_what_this_is_not() -> None:
     said = run("--help").stdout
     assert "no medical device" in " ".join(said.split())
-    for command in ("ask", "info", "verify", "demo"):
+    for command in ("ask", "compare", "info", "verify", "demo"):
         assert re.search(rf"^  {command} +\S", said, re.MULTILINE)
 
 

@@ -403,3 +403,39 @@ def test_commands_without_onnxruntime_say_so_in_one_line(tiny_bundle: Path, imag
     # What needs no onnxruntime works without it.
     assert run("verify", str(tiny_bundle)).returncode == 0
     assert run("info", str(tiny_bundle)).returncode == 0
+
+
+# Scoring a given answer
+
+
+def test_scores_are_what_the_answer_was_chosen_from(model: MedVLM, image_path: Path) -> None:
+    request = model.processor.prepare([image_path], QUESTION)
+    answer = model.run(request, Decoding(40, constrained=False, max_draft=0)).finish()
+    scores = model.score(request, answer.token_ids)
+    assert scores.shape == (40, model.manifest.text.vocab_size)
+    np.testing.assert_array_equal(scores.argmax(axis=1), answer.token_ids)
+
+
+def test_scoring_ends_the_stream_that_is_being_read(model: MedVLM, image_path: Path) -> None:
+    request = model.processor.prepare([image_path], QUESTION)
+    stream = model.run(request, PLAIN)
+    next(stream)
+    model.score(request, [1, 2])
+    with pytest.raises(MedVLMError, match="ended when another question"):
+        next(stream)
+
+
+@pytest.mark.usefixtures("no_work")
+@pytest.mark.parametrize(
+    ("token_ids", "says"),
+    [
+        ([], "the answer has 0 tokens"),
+        ([-1], "not in the vocabulary of 304"),
+        ([1, 304, 2], "not in the vocabulary of 304"),
+        ([1] * 9000, "the answer has 9000 tokens"),
+    ],
+    ids=["none", "negative", "too large", "too many"],
+)
+def test_answer_that_cannot_be_scored_is_refused(model: MedVLM, token_ids: list[int], says: str) -> None:
+    request = model.processor.prepare([], QUESTION)
+    assert says in refusal(model.score, request, token_ids)
