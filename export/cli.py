@@ -26,8 +26,11 @@ BLOCK_SIZES = ("32", "64", "128", "256")
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--int4", "precision", flag_value="int4", default=True, help="4-bit decoder, 8-bit vision (the default).")
 @click.option("--int8", "precision", flag_value="int8", help="8-bit decoder and vision.")
+@click.option(
+    "--nf4", "precision", flag_value="nf4", help="4-bit decoder in bitsandbytes' NF4, which a CPU multiplies slowly."
+)
 @click.option("--fp32", "precision", flag_value="fp32", help="No quantization.")
-@click.option("--block-size", type=click.Choice(BLOCK_SIZES), default="128", show_default=True, help="Weights a scale.")
+@click.option("--block-size", type=click.Choice(BLOCK_SIZES), help="Weights a scale  [default: 128; 64 with --nf4]")
 @click.option("--symmetric/--asymmetric", default=False, help="Blocks without or with a zero point  [default: with]")
 @click.option(
     "--accuracy-level",
@@ -53,7 +56,7 @@ def main(
     checkpoint: Path,
     out: Path,
     precision: RecipeName,
-    block_size: str,
+    block_size: str | None,
     symmetric: bool,
     accuracy_level: str,
     vision: VisionName | None,
@@ -63,11 +66,11 @@ def main(
 ) -> None:
     """Convert the Hugging Face CHECKPOINT of MedVLM-R1 or Qwen2-VL-2B to the ONNX bundle OUT.
 
-    Needs neither torch nor transformers. OUT is written whole or not at all.
+    Needs neither torch nor transformers (but for --nf4: bitsandbytes and torch). OUT is written whole or not at all.
     """
     recipe = make_recipe(
         precision,
-        int(block_size),
+        None if block_size is None else int(block_size),
         symmetric=symmetric,
         accuracy_level=int(accuracy_level),
         vision=vision,

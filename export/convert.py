@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ..quant.nf4 import load_bitsandbytes
 from ..runtime.bundle import DECODER, EMBEDDINGS, PREFILL, TOKENIZER, VISION, sha256
-from ..runtime.errors import CheckpointError
+from ..runtime.errors import CheckpointError, InputError
 from ..runtime.manifest import (
     FORMAT_VERSION,
     MANIFEST,
@@ -39,7 +40,7 @@ from .decoder import build_decoder, build_prefill
 from .graph import GraphBuilder
 from .layers import Layers
 from .output import atomic_directory, check_output, check_space
-from .recipe import Precision, Recipe
+from .recipe import NF4, Precision, Recipe
 from .safetensors import TensorInfo, check_tensors, find_tensors
 from .tensors import EMBEDDING, HEAD, Shape, expected_tensors, prefill_tensors
 from .tokenizer import check_tokenizer
@@ -125,11 +126,24 @@ def _stored_bytes(shape: Shape, precision: Precision) -> int:
 
 
 def check_export(directory: Path, out: Path, recipe: Recipe, *, force: bool = False) -> Checkpoint:
-    """Everything that can be wrong, before any work. Raises `CheckpointError`, and `InputError` for `out`."""
+    """Everything that can be wrong, before any work.
+
+    Raises `CheckpointError`, and `InputError` for `out` and for what the recipe needs and is not installed.
+    """
     checkpoint = open_checkpoint(directory)
     check_output(out, directory, force=force)
     check_space(out, bundle_bytes(checkpoint, recipe))
+    if any(isinstance(precision, NF4) for precision in (recipe.decoder, recipe.head)):
+        _check_bitsandbytes()
     return checkpoint
+
+
+def _check_bitsandbytes() -> None:
+    try:
+        load_bitsandbytes()
+    except ImportError as error:
+        missing = (error.name or "bitsandbytes").partition(".")[0]
+        raise InputError(f"--nf4 needs {missing}, which is not installed; pip install 'medvlm[calibrate]'") from error
 
 
 def export(directory: Path, out: Path, recipe: Recipe, *, force: bool = False) -> Manifest:

@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 
 from ..quant.blockwise import quantize
 from ..quant.channelwise import LARGEST_CODE, quantize_channels
+from ..quant.nf4 import quantize_nf4
 from .graph import MICROSOFT, GraphBuilder
-from .recipe import W8A8, Blockwise, Precision
+from .recipe import NF4, W8A8, Blockwise, Precision
 
 ReadTensor = Callable[[str], NDArray[np.float32]]
 """Reads a tensor of the checkpoint by its name, as float32."""
@@ -55,6 +56,8 @@ class Layers:
             return self._row_product(x, weight, scope, b, lowest, scaled=scaled)
         if isinstance(precision, Blockwise):
             return self._block_product(x, weight, scope, precision, b)
+        if isinstance(precision, NF4):
+            return self._nf4_product(x, weight, scope, precision, b)
         return self._float_product(x, weight, scope, b)
 
     def _block_product(self, x: str, weight: NDArray[np.float32], scope: str, precision: Blockwise, bias: str) -> str:
@@ -77,6 +80,19 @@ class Layers:
             "accuracy_level": precision.accuracy_level,
         }
         return self.graph.add_node("MatMulNBits", _trimmed(inputs), scope, domain=MICROSOFT, **attributes)
+
+    def _nf4_product(self, x: str, weight: NDArray[np.float32], scope: str, precision: NF4, bias: str) -> str:
+        """The product as MatMulBnb4(B, absmax) -> Add(bias): the operator takes none."""
+        packed = quantize_nf4(weight, precision.block_size)
+        inputs = [
+            x,
+            self.graph.add_weight(f"{scope}.weight", packed.packed),
+            self.graph.add_weight(f"{scope}.absmax", packed.absmax),
+        ]
+        attributes = {"N": weight.shape[0], "K": weight.shape[1], "block_size": precision.block_size}
+        # quant_type 1 is NF4; transB says that the weight is [N, K].
+        y = self.graph.add_node("MatMulBnb4", inputs, scope, domain=MICROSOFT, quant_type=1, transB=1, **attributes)
+        return self.graph.add_node("Add", [y, bias], scope) if bias else y
 
     def layer_norm(self, x: str, module: str, scope: str, epsilon: float) -> str:
         """LayerNormalization over the last axis."""

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
-RecipeName = Literal["int4", "int8", "fp32"]
+RecipeName = Literal["int4", "int8", "nf4", "fp32"]
 VisionName = Literal["w8a8", "w8", "fp32"]
 PrefillName = Literal["w8a8", "same"]
 
@@ -51,6 +51,24 @@ class Blockwise:
 
 
 @dataclass(frozen=True)
+class NF4:
+    """4-bit normal floats in blocks that share a scale, over the ends of rows, and float32 products: `MatMulBnb4`."""
+
+    block_size: int
+    kind: Literal["nf4"] = "nf4"
+
+    @property
+    def label(self) -> str:
+        """The precision in a few words, for a person."""
+        return f"nf4 block {self.block_size}"
+
+    def weight_bytes(self, out_features: int, in_features: int) -> int:
+        """Bytes that a weight `[out_features, in_features]` takes in the bundle."""
+        elements = out_features * in_features
+        return -(-elements // 2) + 4 * -(-elements // self.block_size)
+
+
+@dataclass(frozen=True)
 class W8A8:
     """int8 weights per output channel times int8 activations per row: the fastest product of many rows on a CPU."""
 
@@ -66,7 +84,7 @@ class W8A8:
         return out_features * (in_features + 4)
 
 
-Precision = Float32 | Blockwise | W8A8
+Precision = Float32 | Blockwise | NF4 | W8A8
 
 
 @dataclass(frozen=True)
@@ -91,29 +109,36 @@ class Recipe:
 
 def make_recipe(
     name: RecipeName,
-    block_size: int = 128,
+    block_size: int | None = None,
     *,
     symmetric: bool = False,
     accuracy_level: int = 4,
     vision: VisionName | None = None,
     prefill: PrefillName | None = None,
 ) -> Recipe:
-    """The recipe of `--int4`, `--int8` or `--fp32`. Vision never has fewer than 8 bits.
+    """The recipe of `--int4`, `--int8`, `--nf4` or `--fp32`. Vision never has fewer than 8 bits.
 
-    vision and prefill: by default w8a8, and under fp32 what is not quantized.
+    block_size: by default 128, and for nf4 bitsandbytes' own 64. vision and prefill: by default w8a8, and under fp32
+    what is not quantized.
     """
     exact = name == "fp32"
-    decoder = Float32() if exact else Blockwise(4 if name == "int4" else 8, block_size, symmetric, accuracy_level)
+    size = block_size or (64 if name == "nf4" else 128)
+    decoders: dict[RecipeName, Precision] = {
+        "int4": Blockwise(4, size, symmetric, accuracy_level),
+        "int8": Blockwise(8, size, symmetric, accuracy_level),
+        "nf4": NF4(size),
+        "fp32": Float32(),
+    }
     encoders: dict[VisionName, Precision] = {
         "w8a8": W8A8(),
-        "w8": Blockwise(8, block_size, symmetric, accuracy_level),
+        "w8": Blockwise(8, size, symmetric, accuracy_level),
         "fp32": Float32(),
     }
     return Recipe(
         name=name,
         vision=encoders[vision or ("fp32" if exact else "w8a8")],
-        decoder=decoder,
-        head=decoder,
+        decoder=decoders[name],
+        head=decoders[name],
         prefill=W8A8() if (prefill or ("same" if exact else "w8a8")) == "w8a8" else None,
         embedding="float32" if exact else "float16",
     )

@@ -10,8 +10,8 @@ import pytest
 import torch
 from medvlm.demo.random_checkpoint import TEXT, VISION, RandomCheckpoint
 from medvlm.export.convert import export
-from medvlm.export.recipe import W8A8, Blockwise, Float32, Precision, Recipe, make_recipe
-from medvlm.quant import dequantize, quantize
+from medvlm.export.recipe import NF4, W8A8, Blockwise, Float32, Precision, Recipe, make_recipe
+from medvlm.quant import dequantize, dequantize_nf4, quantize, quantize_nf4
 from medvlm.runtime import MedVLM
 from medvlm.runtime import decoder as decoder_module
 from medvlm.runtime.decoder import Decoder
@@ -125,6 +125,8 @@ def _rounded(weight: torch.Tensor, precision: Precision) -> torch.nn.Parameter:
     if isinstance(precision, Blockwise):
         packed = quantize(values.numpy(), precision.bits, precision.block_size, symmetric=precision.symmetric)
         values = torch.from_numpy(dequantize(packed).copy())
+    if isinstance(precision, NF4):
+        values = torch.from_numpy(dequantize_nf4(quantize_nf4(values.numpy(), precision.block_size)))
     return torch.nn.Parameter(values, requires_grad=False)
 
 
@@ -201,6 +203,14 @@ def test_quantized_bundle_says_what_transformers_says_with_the_dequantized_weigh
 ) -> None:
     assert name in ("int4", "int8")
     recipe = make_recipe(name, block_size, symmetric=symmetric, accuracy_level=0, vision="w8", prefill="same")
+    assert_same_tokens(load_pair(shape, recipe, tmp_path), images)
+
+
+@pytest.mark.parametrize(("shape", "block_size", "images"), [("tied", None, 1), ("untied", 32, 0), ("deep", 256, 1)])
+def test_nf4_bundle_says_what_transformers_says_with_the_dequantized_weights(
+    shape: str, block_size: int | None, images: int, tmp_path: Path
+) -> None:
+    recipe = make_recipe("nf4", block_size, vision="fp32", prefill="same")
     assert_same_tokens(load_pair(shape, recipe, tmp_path), images)
 
 

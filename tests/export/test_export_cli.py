@@ -300,12 +300,28 @@ def test_the_default_is_int4_in_blocks_of_128(tiny_checkpoint: Path, folder: Pat
         (["--int4", "--block-size", "32"], make_recipe("int4", 32)),
         (["--int8", "--symmetric"], make_recipe("int8", 128, symmetric=True)),
         (["--int4", "--accuracy-level", "0"], make_recipe("int4", 128, accuracy_level=0)),
+        (["--nf4"], make_recipe("nf4", 64)),
+        (["--nf4", "--block-size", "128"], make_recipe("nf4", 128)),
         (["--fp32"], make_recipe("fp32")),
     ],
 )
 def test_options_choose_the_recipe(options: list[str], recipe: Any, tiny_checkpoint: Path, folder: Path) -> None:
     assert run(tiny_checkpoint, folder / "out", *options).exit_code == 0
     assert open_bundle(folder / "out", hash_files=True).manifest.recipe == recipe.to_json()
+
+
+@pytest.mark.parametrize("package", ["bitsandbytes", "torch"])
+def test_nf4_without_its_packages_says_what_to_install(
+    package: str,
+    refused: Callable[..., str],
+    tiny_checkpoint: Path,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(sys.modules, "bitsandbytes.functional", raising=False)
+    line = refused(tiny_checkpoint, folder / "out", "--nf4")
+    assert line == f"Error: --nf4 needs {package}, which is not installed; pip install 'medvlm[calibrate]'"
 
 
 ROWS, FLOATS = {"kind": "w8a8"}, {"kind": "fp32"}

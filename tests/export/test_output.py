@@ -413,7 +413,7 @@ def test_the_estimate_of_a_tiny_bundle_lacks_only_graphs_and_padding(
 ) -> None:
     """Whatever is combined: the graphs, the manifest, and at most a page before each tensor."""
     checkpoint = open_checkpoint(tiny_checkpoint)
-    for recipe in every_combination(block_size):
+    for recipe in [*every_combination(block_size), make_recipe("nf4", block_size)]:
         export(tiny_checkpoint, folder / "out", recipe, force=True)
         sizes = {path.name: path.stat().st_size for path in (folder / "out").iterdir()}
         graphs = [folder / "out" / name for name in sizes if name.endswith(".onnx")]
