@@ -8,16 +8,21 @@ zeros. Each block has one float32 scale and one zero point, and an element's val
 Symmetric blocks keep the zero point at `2**(bits - 1)` and store none; asymmetric ones store theirs.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .chunks import CHUNK_ELEMENTS, each_chunk
+from .grid import Grid, nearest_codes, range_grid, to_blocks
+from .search import search_grid
+
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 BITS = (4, 8)
 
-# Rows are worked on in pieces of about this many elements, so that the temporaries stay in the cache.
-_CHUNK_ELEMENTS = 1 << 17
+# The search passes over each element two hundred times: its five arrays of a piece must stay in the L2 cache.
+SEARCH_ELEMENTS = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -43,44 +48,111 @@ class Blockwise:
         return self.packed.nbytes + self.scales.nbytes + zero_points
 
 
-def quantize(weight: NDArray[np.float32], bits: int, block_size: int, *, symmetric: bool = True) -> Blockwise:
+def quantize(
+    weight: NDArray[np.float32],
+    bits: int,
+    block_size: int,
+    *,
+    symmetric: bool = True,
+    search: bool = False,
+    importance: NDArray[np.float32] | None = None,
+) -> Blockwise:
     """Round `weight` `[out_features, in_features]` to the nearest code of its block.
 
-    Symmetric scales map the block's element of largest magnitude, sign included, to code 0, so that all `2**bits`
-    codes are used (as MLAS and llama.cpp's Q4_0 do). Asymmetric ones span the block's range, widened to hold zero.
+    The grid of a block spans its range (see `range_grid`), or with `search` is the one of least squared error among
+    clipped ones (see `search_grid`). importance: [in_features] float32, not negative, the weights of the squared error
+    of each input channel, such as its mean square E[x^2]; only a search takes them.
 
-    Raises ValueError for `bits` or `block_size` that the operator does not know, and for weights that are not finite.
+    Raises ValueError for `bits` or `block_size` that the operator does not know, for weights that are not finite, and
+    for importance of another shape, below zero, not finite or without a search.
     """
-    _check(bits, block_size)
+    weights = None
+    if importance is not None:
+        if not search:
+            raise ValueError("importance steers the search for a grid; give search=True with it")
+        weights = _importance_blocks(importance, weight.shape[1], block_size)
+    elif search and weight.shape[1] % block_size:
+        # The padding has no part in the error.
+        weights = _importance_blocks(np.ones(weight.shape[1], np.float32), weight.shape[1], block_size)
+
+    def make_grid(x: NDArray[np.float32], _: slice) -> Grid:
+        if search:
+            return search_grid(x, bits, symmetric=symmetric, importance=weights)
+        return range_grid(x, bits, symmetric=symmetric)
+
+    elements = SEARCH_ELEMENTS if search else CHUNK_ELEMENTS
+    return quantize_by(make_grid, weight, bits, block_size, symmetric=symmetric, elements=elements)
+
+
+def encode(weight: NDArray[np.float32], grid: Grid, bits: int, block_size: int, *, symmetric: bool) -> Blockwise:
+    """Round `weight` `[out_features, in_features]` to the nearest code of a given grid.
+
+    Raises ValueError as `quantize` does, and for a grid of another shape or with zero points that it cannot have.
+    """
+    check(bits, block_size)
+    rows, columns = weight.shape
+    shape = (rows, -(-columns // block_size))
+    if grid.scales.shape != shape or grid.zero_points.shape != shape:
+        raise ValueError(f"the grid is {grid.scales.shape}; a weight {weight.shape} in blocks of {block_size} has {shape}")
+    if symmetric and (grid.zero_points != 1 << (bits - 1)).any():
+        raise ValueError(f"a symmetric grid has {1 << (bits - 1)} as every zero point")
+    if (grid.zero_points > (1 << bits) - 1).any():
+        raise ValueError(f"a zero point is above {(1 << bits) - 1}, the largest code of {bits} bits")
+
+    def make_grid(_: NDArray[np.float32], chunk: slice) -> Grid:
+        return Grid(grid.scales[chunk], grid.zero_points[chunk])
+
+    return quantize_by(make_grid, weight, bits, block_size, symmetric=symmetric)
+
+
+def quantize_by(
+    make_grid: Callable[[NDArray[np.float32], slice], Grid],
+    weight: NDArray[np.float32],
+    bits: int,
+    block_size: int,
+    *,
+    symmetric: bool,
+    elements: int = CHUNK_ELEMENTS,
+) -> Blockwise:
+    """Round `weight` `[out_features, in_features]` to the grids that `make_grid` gives, on all cores.
+
+    make_grid: from the blocks `[n, blocks, block_size]` of some rows, and which rows they are, to their grid. Raises
+    ValueError as `quantize` does.
+    """
+    check(bits, block_size)
     rows, columns = weight.shape
     blocks = -(-columns // block_size)
     packed = np.empty((rows, blocks, block_size * bits // 8), np.uint8)
     scales = np.empty((rows, blocks), np.float32)
-    zeros = None if symmetric else np.empty((rows, blocks), np.uint8)
-    step = max(1, _CHUNK_ELEMENTS // max(1, blocks * block_size))
-    for start in range(0, rows, step):
-        chunk = slice(start, start + step)
-        x = _blocks(weight[chunk], blocks, block_size)
+    zeros = np.empty((rows, blocks), np.uint8)
+
+    def work(chunk: slice) -> None:
+        x = to_blocks(weight[chunk], block_size)
         if not np.isfinite(x).all():
             raise ValueError("the weight holds values that are not finite")
-        scales[chunk], zero = _symmetric_grid(x, bits) if symmetric else _asymmetric_grid(x, bits)
-        packed[chunk] = pack(_codes(x, scales[chunk], zero, bits), bits)
-        if zeros is not None:
-            zeros[chunk] = zero
-    return Blockwise(packed, scales, None if zeros is None else pack(zeros, bits), bits, block_size, columns)
+        grid = make_grid(x, chunk)
+        scales[chunk], zeros[chunk] = grid.scales, grid.zero_points
+        packed[chunk] = pack(nearest_codes(x, grid, bits), bits)
+
+    each_chunk(work, rows, blocks * block_size, elements)
+    return Blockwise(packed, scales, None if symmetric else pack(zeros, bits), bits, block_size, columns)
 
 
 def dequantize(weight: Blockwise) -> NDArray[np.float32]:
     """The float32 values `[out_features, in_features]` that the kernel multiplies by at accuracy_level 0."""
-    rows, blocks = weight.scales.shape
+    rows = weight.scales.shape[0]
     codes = unpack(weight.packed, weight.bits).astype(np.float32)
-    if weight.zero_points is None:
-        zero = np.float32(1 << (weight.bits - 1))
-    else:
-        zero = unpack(weight.zero_points, weight.bits)[:, :blocks, None].astype(np.float32)
-    codes -= zero
+    codes -= grid_of(weight).zero_points[..., None].astype(np.float32)
     codes *= weight.scales[..., None]
     return codes.reshape(rows, -1)[:, : weight.in_features]
+
+
+def grid_of(weight: Blockwise) -> Grid:
+    """The scales and the unpacked zero points of a quantized weight."""
+    shape = weight.scales.shape
+    if weight.zero_points is None:
+        return Grid(weight.scales, np.full(shape, 1 << (weight.bits - 1), np.uint8))
+    return Grid(weight.scales, unpack(weight.zero_points, weight.bits)[:, : shape[1]])
 
 
 def pack(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
@@ -99,46 +171,20 @@ def unpack(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     return np.stack([packed & np.uint8(15), packed >> np.uint8(4)], axis=-1).reshape(*packed.shape[:-1], -1)
 
 
-def _check(bits: int, block_size: int) -> None:
+def check(bits: int, block_size: int) -> None:
+    """Raise ValueError for `bits` or `block_size` that the operator does not know."""
     if bits not in BITS:
         raise ValueError(f"bits is {bits}; MatMulNBits takes {BITS} here")
     if block_size not in BLOCK_SIZES:
         raise ValueError(f"block_size is {block_size}; it must be one of {BLOCK_SIZES}")
 
 
-def _blocks(weight: NDArray[np.float32], blocks: int, block_size: int) -> NDArray[np.float32]:
-    """Rows `[n, in_features]` as float32 `[n, blocks, block_size]`, the last block padded with zeros."""
-    rows, columns = weight.shape
-    if columns != blocks * block_size:
-        weight = np.pad(weight, ((0, 0), (0, blocks * block_size - columns)))
-    return np.ascontiguousarray(weight, np.float32).reshape(rows, blocks, block_size)
-
-
-def _symmetric_grid(x: NDArray[np.float32], bits: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    low, high = x.min(axis=-1), x.max(axis=-1)
-    extreme = np.where(high > -low, high, low)
-    half = 1 << (bits - 1)
-    return extreme / np.float32(-half), np.full(extreme.shape, half, np.uint8)
-
-
-def _asymmetric_grid(x: NDArray[np.float32], bits: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    low, high = np.minimum(x.min(axis=-1), 0), np.maximum(x.max(axis=-1), 0)
-    scale = (high - low) / np.float32((1 << bits) - 1)
-    zero = np.rint(-low * _reciprocal(scale))
-    return scale, np.clip(zero, 0, (1 << bits) - 1).astype(np.uint8)
-
-
-def _codes(x: NDArray[np.float32], scale: NDArray[np.float32], zero: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
-    """The nearest code of each element of `x` `[rows, blocks, block_size]`."""
-    codes = x * _reciprocal(scale)[..., None]
-    codes += zero[..., None]
-    np.rint(codes, out=codes)
-    np.clip(codes, 0, (1 << bits) - 1, out=codes)
-    return codes.astype(np.uint8)
-
-
-def _reciprocal(scale: NDArray[np.float32]) -> NDArray[np.float32]:
-    """1 / scale, and 0 where the scale is 0 or so small that its reciprocal is not finite (a block of zeros)."""
-    with np.errstate(divide="ignore", over="ignore"):
-        reciprocal = np.float32(1) / scale
-    return np.where(np.isfinite(reciprocal), reciprocal, np.float32(0))
+def _importance_blocks(importance: NDArray[np.float32], in_features: int, block_size: int) -> NDArray[np.float32]:
+    """Importance [in_features] as [blocks, block_size], none for the padding, and at most 1."""
+    if importance.shape != (in_features,):
+        raise ValueError(f"importance is {importance.shape}; the weight has {in_features} input channels")
+    if not np.isfinite(importance).all() or (importance < 0).any():
+        raise ValueError("importance must be finite and not negative")
+    # Only ratios matter; sums of squares of large activations times large weights might overflow.
+    largest = float(importance.max(initial=0.0)) or 1.0
+    return to_blocks((importance / largest)[None], block_size)[0]

@@ -1,0 +1,37 @@
+"""Work on the rows of a matrix in pieces, on all cores."""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+# Rows are worked on in pieces of about this many elements, so that the temporaries stay in the cache.
+CHUNK_ELEMENTS = 1 << 17
+
+
+def each_chunk(work: Callable[[slice], None], rows: int, columns: int, elements: int = CHUNK_ELEMENTS) -> None:
+    """Call `work` with slices that cover `rows`, each of about `elements` elements of rows of `columns`.
+
+    The calls run side by side, for numpy lets go of the interpreter's lock: each must write to its own rows only. The
+    first error of a call is raised.
+    """
+    step = max(1, elements // max(1, columns))
+    chunks = [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+    if len(chunks) < 2:
+        for chunk in chunks:
+            work(chunk)
+        return
+    with ThreadPoolExecutor(min(len(chunks), _cores())) as pool:
+        futures = [pool.submit(work, chunk) for chunk in chunks]
+        try:
+            for future in futures:
+                future.result()
+        finally:
+            for future in futures:
+                future.cancel()
+
+
+def _cores() -> int:
+    """The cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
