@@ -14,15 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .chunks import CHUNK_ELEMENTS, each_chunk
+from .chunks import each_chunk
 from .grid import Grid, nearest_codes, range_grid, to_blocks
 from .search import search_grid
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 BITS = (4, 8)
-
-# The search passes over each element two hundred times: its five arrays of a piece must stay in the L2 cache.
-SEARCH_ELEMENTS = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -80,8 +77,7 @@ def quantize(
             return search_grid(x, bits, symmetric=symmetric, importance=weights)
         return range_grid(x, bits, symmetric=symmetric)
 
-    elements = SEARCH_ELEMENTS if search else CHUNK_ELEMENTS
-    return quantize_by(make_grid, weight, bits, block_size, symmetric=symmetric, elements=elements)
+    return quantize_by(make_grid, weight, bits, block_size, symmetric=symmetric)
 
 
 def encode(weight: NDArray[np.float32], grid: Grid, bits: int, block_size: int, *, symmetric: bool) -> Blockwise:
@@ -112,7 +108,6 @@ def quantize_by(
     block_size: int,
     *,
     symmetric: bool,
-    elements: int = CHUNK_ELEMENTS,
 ) -> Blockwise:
     """Round `weight` `[out_features, in_features]` to the grids that `make_grid` gives, on all cores.
 
@@ -134,7 +129,7 @@ def quantize_by(
         scales[chunk], zeros[chunk] = grid.scales, grid.zero_points
         packed[chunk] = pack(nearest_codes(x, grid, bits), bits)
 
-    each_chunk(work, rows, blocks * block_size, elements)
+    each_chunk(work, rows, blocks * block_size)
     return Blockwise(packed, scales, None if symmetric else pack(zeros, bits), bits, block_size, columns)
 
 

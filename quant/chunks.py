@@ -4,17 +4,18 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-# Rows are worked on in pieces of about this many elements, so that the temporaries stay in the cache.
-CHUNK_ELEMENTS = 1 << 17
+# Rows are worked on in pieces of about this many elements: the temporaries stay in the last-level cache, and numpy's
+# calls are long enough for threads not to wait for the interpreter (an eighth of it took twice the time).
+_CHUNK_ELEMENTS = 1 << 18
 
 
-def each_chunk(work: Callable[[slice], None], rows: int, columns: int, elements: int = CHUNK_ELEMENTS) -> None:
-    """Call `work` with slices that cover `rows`, each of about `elements` elements of rows of `columns`.
+def each_chunk(work: Callable[[slice], None], rows: int, columns: int) -> None:
+    """Call `work` with slices that cover `rows`, pieces of a matrix [rows, columns] small enough for the cache.
 
     The calls run side by side, for numpy lets go of the interpreter's lock: each must write to its own rows only. The
     first error of a call is raised.
     """
-    step = max(1, elements // max(1, columns))
+    step = max(1, _CHUNK_ELEMENTS // max(1, columns))
     chunks = [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
     if len(chunks) < 2:
         for chunk in chunks:

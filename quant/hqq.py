@@ -10,16 +10,17 @@ that can also climb, so each block keeps the best grid that its walk came past.
 import numpy as np
 from numpy.typing import NDArray
 
-from .blockwise import SEARCH_ELEMENTS, Blockwise, dequantize, quantize_by
+from .blockwise import Blockwise, dequantize, quantize_by
 from .grid import Grid, range_grid
 from .refine import Buffers, Floats, columns_of, fit, grid_of, lattice_of, round_to
 
 POWER = 0.7
 
 # The shrinkage weakens from step to step. In units of the scale a residual above sqrt(1 / _BETA) or so is an outlier.
-_BETA, _KAPPA = 4.0, 1.05
-# Steps without a new best after which a block is done.
+_BETA, _KAPPA = 4.0, 1.1
+# A block is done after so many steps none of which brought the objective below this share of the least so far.
 _PATIENCE = 3
+_PROGRESS = np.float32(0.999)
 # Finished blocks are dropped once fewer than this share of them is still going: that copies the others.
 _CROWD = 0.8
 # Residuals below this, in units of the scale, count as this where a negative power is taken.
@@ -38,7 +39,7 @@ def quantize_hqq(
     def make_grid(x: NDArray[np.float32], _: slice) -> Grid:
         return _fitted_grid(x, weight.shape[1], bits, steps, symmetric=symmetric)
 
-    return quantize_by(make_grid, weight, bits, block_size, symmetric=symmetric, elements=SEARCH_ELEMENTS)
+    return quantize_by(make_grid, weight, bits, block_size, symmetric=symmetric)
 
 
 def hqq_objective(weight: NDArray[np.float32], approx: Blockwise, p: float = POWER) -> NDArray[np.float64]:
@@ -60,10 +61,10 @@ def _fitted_grid(x: Floats, in_features: int, bits: int, steps: int, *, symmetri
     for step in range(steps + 1):
         round_to(here, columns, bits, room)
         objective = _objective(room) * np.abs(here.scale) ** np.float32(POWER)
+        stale = np.where(objective < least[index] * _PROGRESS, 0, stale + 1)
         better = objective < least[index]
         best.put(index[better], here.of(better))
         least[index[better]] = objective[better]
-        stale = np.where(better, 0, stale + 1)
         going = np.flatnonzero(stale < _PATIENCE)
         if step == steps or not going.size:
             break
