@@ -1,6 +1,9 @@
 """Arrays to packed low-bit arrays, and back."""
 
-from .blockwise import BITS, BLOCK_SIZES, Blockwise, dequantize, quantize
+from .blockwise import BITS, BLOCK_SIZES, Blockwise, dequantize, encode, quantize
+from .gptq import quantize_gptq, squared_error
+from .grid import Grid
+from .hqq import hqq_objective, quantize_hqq
 from .nf4 import NF4, NF4_BLOCK_SIZES, dequantize_nf4, quantize_nf4
 
 __all__ = [
@@ -9,8 +12,14 @@ __all__ = [
     "NF4",
     "NF4_BLOCK_SIZES",
     "Blockwise",
+    "Grid",
     "dequantize",
     "dequantize_nf4",
+    "encode",
+    "hqq_objective",
     "quantize",
+    "quantize_gptq",
+    "quantize_hqq",
     "quantize_nf4",
+    "squared_error",
 ]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .chunks import each_chunk
+from .chunks import each_chunk, rows_at_once
 from .grid import Grid, nearest_codes, range_grid, to_blocks
 from .search import search_grid
 
@@ -129,7 +129,7 @@ def quantize_by(
         scales[chunk], zeros[chunk] = grid.scales, grid.zero_points
         packed[chunk] = pack(nearest_codes(x, grid, bits), bits)
 
-    each_chunk(work, rows, blocks * block_size)
+    each_chunk(work, rows, rows_at_once(blocks * block_size))
     return Blockwise(packed, scales, None if symmetric else pack(zeros, bits), bits, block_size, columns)
 
 

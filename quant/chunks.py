@@ -9,13 +9,17 @@ from concurrent.futures import ThreadPoolExecutor
 _CHUNK_ELEMENTS = 1 << 18
 
 
-def each_chunk(work: Callable[[slice], None], rows: int, columns: int) -> None:
-    """Call `work` with slices that cover `rows`, pieces of a matrix [rows, columns] small enough for the cache.
+def rows_at_once(columns: int) -> int:
+    """How many rows of `columns` make a piece that stays in the cache."""
+    return max(1, _CHUNK_ELEMENTS // max(1, columns))
+
+
+def each_chunk(work: Callable[[slice], None], rows: int, step: int) -> None:
+    """Call `work` with slices of at most `step` that cover `rows`.
 
     The calls run side by side, for numpy lets go of the interpreter's lock: each must write to its own rows only. The
     first error of a call is raised.
     """
-    step = max(1, _CHUNK_ELEMENTS // max(1, columns))
     chunks = [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
     if len(chunks) < 2:
         for chunk in chunks:
