@@ -5,6 +5,7 @@ from .gptq import quantize_gptq, squared_error
 from .grid import Grid
 from .hqq import hqq_objective, quantize_hqq
 from .nf4 import NF4, NF4_BLOCK_SIZES, dequantize_nf4, quantize_nf4
+from .scaling import Scaling, search_scales
 
 __all__ = [
     "BITS",
@@ -13,6 +14,7 @@ __all__ = [
     "NF4_BLOCK_SIZES",
     "Blockwise",
     "Grid",
+    "Scaling",
     "dequantize",
     "dequantize_nf4",
     "encode",
@@ -21,5 +23,6 @@ __all__ = [
     "quantize_gptq",
     "quantize_hqq",
     "quantize_nf4",
+    "search_scales",
     "squared_error",
 ]
