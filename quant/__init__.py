@@ -10,10 +10,10 @@ from .scaling import Scaling, search_scales
 __all__ = [
     "BITS",
     "BLOCK_SIZES",
-    "NF4",
-    "NF4_BLOCK_SIZES",
     "Blockwise",
     "Grid",
+    "NF4",
+    "NF4_BLOCK_SIZES",
     "Scaling",
     "dequantize",
     "dequantize_nf4",
