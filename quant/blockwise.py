@@ -89,7 +89,9 @@ def encode(weight: NDArray[np.float32], grid: Grid, bits: int, block_size: int, 
     rows, columns = weight.shape
     shape = (rows, -(-columns // block_size))
     if grid.scales.shape != shape or grid.zero_points.shape != shape:
-        raise ValueError(f"the grid is {grid.scales.shape}; a weight {weight.shape} in blocks of {block_size} has {shape}")
+        raise ValueError(
+            f"the grid is {grid.scales.shape}; a weight {weight.shape} in blocks of {block_size} has {shape}"
+        )
     if symmetric and (grid.zero_points != 1 << (bits - 1)).any():
         raise ValueError(f"a symmetric grid has {1 << (bits - 1)} as every zero point")
     if (grid.zero_points > (1 << bits) - 1).any():

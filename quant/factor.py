@@ -29,25 +29,24 @@ def inverse_factor(gram: NDArray[Real], damping: float, dtype: type[Real] = np.f
     three times at most. Raises ValueError if it still breaks.
     """
     mean = float(np.mean(np.diagonal(gram), dtype=np.float64))
-    tried = damping
-    for _ in range(_TRIES):
+    shares = [(damping or _SOME_DAMPING / 10) * 10**i for i in range(_TRIES)]
+    for share in [damping, *shares[1:]]:
         damped = gram.astype(dtype)
-        np.einsum("ii->i", damped)[:] += dtype(tried * mean)
+        np.einsum("ii->i", damped)[:] += dtype(share * mean)
         factor = _try(damped)
         if factor is not None:
             return factor
-        last, tried = tried, tried * 10 or _SOME_DAMPING
     raise ValueError(
-        f"the Gram matrix could not be factorized in {np.dtype(dtype).name}, not even with a damping of {last:g}; use "
-        "float64, a larger damping, or more calibration samples"
+        f"the Gram matrix could not be factorized in {np.dtype(dtype).name}, not even with a damping of "
+        f"{shares[-1]:g}; use float64, a larger damping, or more calibration samples"
     )
 
 
 def invert_upper(triangle: NDArray[Real]) -> None:
     """Invert an upper triangular matrix [n, n] in place, by halves, so that nearly all work is products of matrices.
 
-        [A B]^-1   [A^-1  -A^-1 B C^-1]
-        [0 C]    = [0             C^-1]
+    [A B]^-1   [A^-1  -A^-1 B C^-1]
+    [0 C]    = [0             C^-1]
     """
     n = len(triangle)
     if n <= _SMALL:

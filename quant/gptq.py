@@ -29,8 +29,9 @@ _ERROR_ROWS = 1024
 class _Layer:
     """What all rows of a weight share.
 
-    order: [in] the column that is processed as the i-th. upper: [in, in], U in that order. importance: [in] float32, the
-    damped diagonal of the Gram matrix, of about 1 at most.
+    order: [in] the column that is processed as the i-th. upper: [in, in], U in that order. importance: [in] float32,
+    the damped diagonal of the Gram matrix, of about 1 at most. static: whether all grids are fixed before any column is
+    rounded.
     """
 
     order: NDArray[np.intp]
@@ -40,11 +41,7 @@ class _Layer:
     block_size: int
     symmetric: bool
     search: bool
-
-    @property
-    def static(self) -> bool:
-        """Whether the grids are fixed before the first column is rounded, as they must be out of order."""
-        return bool((np.diff(self.order) != 1).any())
+    static: bool
 
 
 def quantize_gptq(
@@ -62,10 +59,10 @@ def quantize_gptq(
     """Quantize `weight` [out_features, in_features] for inputs X of which `gram` = X^T X [in_features, in_features].
 
     act_order: round the columns in descending order of the inputs' energy. They are stored in their own order all the
-    same, which asks for grids that are fixed in advance; otherwise a block's grid is set when its turn comes, on weights
-    that carry the errors of the columns before. search: grids of least squared error, weighted by the inputs' energy,
-    instead of the range. damping: a share of the mean energy, added to each channel's. dtype: of the factorization and
-    the updates; float32 takes half the memory, which at its peak is four times that of the Gram matrix.
+    same, which asks for grids that are fixed in advance; otherwise a block's grid is set when its turn comes, on
+    weights that carry the errors of the columns before. search: grids of least squared error, weighted by the inputs'
+    energy, instead of the range. damping: a share of the mean energy, added to each channel's. dtype: of the
+    factorization and the updates; float32 takes half the memory, four matrices the size of the Gram matrix at its peak.
 
     A channel that no input reaches is rounded to nearest. Raises ValueError as `quantize` does, for a Gram matrix of
     another shape, not finite or with a negative diagonal, and where it cannot be factorized (see `inverse_factor`).
@@ -84,6 +81,7 @@ def quantize_gptq(
         block_size=block_size,
         symmetric=symmetric,
         search=search,
+        static=act_order,
     )
     blocks = -(-columns // block_size)
     packed = np.empty((rows, blocks, block_size * bits // 8), np.uint8)
@@ -103,8 +101,8 @@ def quantize_gptq(
 def squared_error(weight: NDArray[np.float32], approx: NDArray[np.float32], gram: NDArray[Real]) -> float:
     """tr(E H E^T) for E = weight - approx [out, in]: the squared error of the layer's output, summed over all inputs.
 
-    gram: H = X^T X [in, in], or its diagonal [in], as if input channels were not correlated. The products are float32 if
-    the Gram matrix is, their sum is float64.
+    gram: H = X^T X [in, in], or its diagonal [in], as if input channels were not correlated. The products are float32
+    if the Gram matrix is, their sum is float64.
     """
     total = 0.0
     for start in range(0, len(weight), _ERROR_ROWS):
@@ -119,7 +117,8 @@ class _Rows:
     """Some rows of a weight on their way to codes.
 
     work: [in, rows], in the order of processing: weights that are still to be rounded, or the errors of those that have
-    been, over U[i, i]. codes: [blocks * block_size, rows] uint8 in the weight's own order. scales, zeros: [blocks, rows].
+    been, over U[i, i]. codes: [blocks * block_size, rows] uint8, in the weight's own order. scales, zeros: [blocks,
+    rows].
     """
 
     def __init__(self, layer: _Layer, weight: NDArray[np.float32]) -> None:

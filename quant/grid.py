@@ -1,6 +1,6 @@
 """The codes that the elements of a block can take: its grid, and rounding to it.
 
-    value = (code - zero_point) * scale          code in 0 .. 2**bits - 1
+value = (code - zero_point) * scale          code in 0 .. 2**bits - 1
 """
 
 from dataclasses import dataclass
@@ -34,8 +34,7 @@ def range_grid(x: NDArray[np.float32], bits: int, *, symmetric: bool) -> Grid:
         return Grid(extreme / np.float32(-half), np.full(extreme.shape, half, np.uint8))
     low, high = np.minimum(low, 0), np.maximum(high, 0)
     top = (1 << bits) - 1
-    # Divided before they are subtracted: the range of finite weights need not be finite.
-    scale = high / np.float32(top) - low / np.float32(top)
+    scale = (high - low) / np.float32(top)
     zero = np.rint(-low * reciprocal(scale))
     return Grid(scale, np.clip(zero, 0, top).astype(np.uint8))
 

@@ -1,10 +1,14 @@
 """Half-quadratic quantization: scales and zero points from the weights alone, forgiving a few large errors.
 
 HQQ (Badri & Shaji, 2023) minimizes sum |w - w_hat|^p with p = 0.7, under which a few weights may be far off if that
-brings the many closer. It splits each residual into an outlier e and the rest: e by shrinkage of the residual, the grid by
-least squares on w - e. The original fits a zero point in float; `MatMulNBits` wants integers, so here the zero point is
-rounded and the scale, which the original leaves as it is, is fitted along with it. That turns a descent into a walk
-that can also climb, so each block keeps the best grid that its walk came past.
+brings the many closer. It splits each residual into an outlier e and the rest: e by shrinkage of the residual, the grid
+by least squares on w - e. The original fits a zero point in float; `MatMulNBits` is fast with integers, so here the
+zero point is rounded and the scale, which the original leaves as it is, is fitted along with it. That turns a descent
+into a walk that can also climb, so each block keeps the best grid that its walk came past.
+
+The search stays near the range's grid on purpose. Taken at its word the objective asks for scales that give up the
+largest weights of each block: its least value over all grids has 1.8 (normal weights) to 5 times (Student's t) the
+squared error of rounding to nearest.
 """
 
 import numpy as np
@@ -43,7 +47,7 @@ def quantize_hqq(
 
 
 def hqq_objective(weight: NDArray[np.float32], approx: Blockwise, p: float = POWER) -> NDArray[np.float64]:
-    """sum |w - w_hat|^p of each block, `[out_features, blocks]`."""
+    """The sum of |w - w_hat|^p of each block, `[out_features, blocks]`."""
     error = np.abs(weight.astype(np.float64) - dequantize(approx))
     blocks = -(-error.shape[1] // approx.block_size)
     padded = np.pad(error**p, ((0, 0), (0, blocks * approx.block_size - error.shape[1])))
@@ -61,22 +65,23 @@ def _fitted_grid(x: Floats, in_features: int, bits: int, steps: int, *, symmetri
     for step in range(steps + 1):
         round_to(here, columns, bits, room)
         objective = _objective(room) * np.abs(here.scale) ** np.float32(POWER)
-        stale = np.where(objective < least[index] * _PROGRESS, 0, stale + 1)
-        better = objective < least[index]
+        going = stale < _PATIENCE
+        stale = np.where(going & (objective < least[index] * _PROGRESS), 0, stale + 1)
+        better = going & (objective < least[index])
         best.put(index[better], here.of(better))
         least[index[better]] = objective[better]
-        going = np.flatnonzero(stale < _PATIENCE)
-        if step == steps or not going.size:
+        left = np.flatnonzero(stale < _PATIENCE)
+        if step == steps or not left.size:
             break
         here = fit(here, room.codes, _target(room, step), count[index], bits, symmetric=symmetric)
-        if going.size < _CROWD * index.size:
-            index, stale, here, columns = index[going], stale[going], here.of(going), columns[:, going]
+        if left.size < _CROWD * index.size:
+            index, stale, here, columns = index[left], stale[left], here.of(left), columns[:, left]
             room = Buffers.like(columns)
     return grid_of(best, x.shape[:-1])
 
 
 def _objective(room: Buffers) -> Floats:
-    """sum |residual|^p [blocks]; leaves |residual| in values and |residual|^(p - 1) in spare."""
+    """The sum of |residual|^p [blocks]; leaves |residual| in values and |residual|^(p - 1) in spare."""
     np.abs(room.residual, out=room.values)
     np.maximum(room.values, _SMALLEST, out=room.spare)
     np.log(room.spare, out=room.spare)

@@ -23,7 +23,7 @@ class Lattice:
     zero: Floats
 
     def where(self, mask: NDArray[np.bool_], other: "Lattice") -> "Lattice":
-        """This one where `mask` holds, `other` elsewhere."""
+        """These grids where `mask` holds, `other` elsewhere."""
         return Lattice(np.where(mask, self.scale, other.scale), np.where(mask, self.zero, other.zero))
 
     def of(self, blocks: NDArray[np.intp] | NDArray[np.bool_]) -> "Lattice":

@@ -48,8 +48,8 @@ def search_scales(
 
     gram: X^T X [in, in] of the inputs, or only its diagonal [in]. quantizer: a weight to the values that its rounding
     has. groups: [in], channels of the same number share a scale, as they must where one channel of the module before
-    feeds several (the heads of grouped-query attention). ties: short for groups of channels i, i + in / ties, and so on,
-    where the input is so many runs of the same channels (the four patches of a vision merger). steps: alpha takes
+    feeds several (the heads of grouped-query attention). ties: short for groups of channels i, i + in / ties, and so
+    on, where the input is so many runs of the same channels (the four patches of a vision merger). steps: alpha takes
     0, 1 / steps, .. 1. rows: at most about so many output rows take part, evenly spaced; None for all.
 
     Raises ValueError for weights, a Gram matrix or groups that do not match, and for ties that do not divide `in`.

@@ -6,9 +6,9 @@ from numpy.typing import NDArray
 from .grid import Grid, range_grid
 from .refine import Buffers, Floats, Lattice, columns_of, fit, grid_of, lattice_of, round_to
 
-# Shares of a block's range that are tried. Blocks of 32 to 256 normal weights want 0.75 to 0.95 of it, blocks with a
-# weight far out less.
-_SHARES = np.linspace(1.0, 0.4, 16, dtype=np.float32)
+# Shares of a block's range that are tried. Blocks of 32 to 256 normal weights want 0.75 to 0.95 of it, blocks whose
+# largest weights are of little importance less.
+_SHARES = np.linspace(1.0, 0.24, 20, dtype=np.float32)
 # Fits of the scale and zero point to the best share's codes, each to the codes that the one before it led to.
 _FITS = 3
 
