@@ -87,7 +87,7 @@ def render_html(report: Report, tried: Sequence[Tried]) -> str:
         keep_trailing_newline=True,
     )
     environment.filters |= {"percent": percent, "number": number}
-    return environment.get_template(TEMPLATE).render(
+    page = environment.get_template(TEMPLATE).render(
         report=report,
         this=this,
         recipe=recipe_line(report.recipe),
@@ -100,6 +100,8 @@ def render_html(report: Report, tried: Sequence[Tried]) -> str:
         other_bytes=report.total_bytes - sum(tensor.bytes for tensor in report.tensors),
         questions=[_question(flip) for flip in report.comparison.flipped],
     )
+    # The model may write control characters, and HTML has none.
+    return harmless(page)
 
 
 def _same_questions(one: Tried, other: Tried) -> bool:
@@ -115,12 +117,13 @@ def _error_plots(tensors: Sequence[TensorLoss]) -> Iterator[str]:
 
 
 def _exact(tensors: Sequence[TensorLoss]) -> list[str]:
-    """The kinds of matrices that no plot shows, for none of them lost anything."""
-    kinds: dict[str, bool] = {}
-    for tensor in tensors:
-        name = f"{tensor.part} {tensor.kind}"
-        kinds[name] = kinds.get(name, True) and not tensor.relative_error
-    return [name for name, exact in kinds.items() if exact]
+    """What no plot shows, for it lost nothing: whole parts, and of other parts the kinds of matrices."""
+    names = []
+    for part in parts(tensors):
+        lossy = {tensor.kind for tensor in part.tensors if tensor.relative_error}
+        exact = sorted({tensor.kind for tensor in part.tensors} - lossy)
+        names += [f"{part.name} ({', '.join(exact)})" if lossy else part.name] if exact else []
+    return names
 
 
 def parts(tensors: Sequence[TensorLoss]) -> list[PartLoss]:
@@ -145,7 +148,7 @@ def parts(tensors: Sequence[TensorLoss]) -> list[PartLoss]:
 
 def _question(flip: Flip) -> Question:
     options = parse_options(flip.problem)
-    texts = [harmless((a or b).strip()) for a, b in _reasonings(flip)]
+    texts = [(a or b).strip() for a, b in _reasonings(flip)]
     sides = [
         Side(
             name=name,
@@ -160,7 +163,7 @@ def _question(flip: Flip) -> Question:
     return Question(
         index=flip.index,
         images=", ".join(image_names(flip)),
-        problem=harmless(flip.problem),
+        problem=flip.problem,
         solution=_with_text(flip.solution, options),
         sides=(sides[0], sides[1]),
     )
@@ -173,7 +176,7 @@ def _reasonings(flip: Flip) -> Iterator[tuple[str, str]]:
 
 
 def _with_text(letter: str, options: dict[str, str]) -> str:
-    return harmless(f"{letter}) {options[letter]}") if options.get(letter) else letter
+    return f"{letter}) {options[letter]}" if options.get(letter) else letter
 
 
 def marked_words(text: str, other: str) -> Iterator[tuple[str, bool]]:

@@ -138,6 +138,8 @@ def tried_svg(tried: Sequence[Tried]) -> str:
             line.set_gid(_gid("tried", str(i)))
         _scale(axes, [y for _, y in places])
         axes.margins(x=0.2)
+        if not any(one.kl for one in tried):
+            axes.set_yticks([])
         axes.grid(which="major")
         axes.set(xlabel="size of the bundle, MB", ylabel="KL divergence from fp32, nats (logarithmic)")
         label_points(axes, places, plot_labels(tried), color=_INK)
