@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from ..export.cli import BLOCK_SIZES
+from ..export.cli_options import BLOCK_SIZES
 from ..export.convert import export
 from ..export.recipe import Recipe, make_recipe
 from ..runtime.commands import ErrorCommand

@@ -5,9 +5,10 @@ import hashlib
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,93 +16,38 @@ from numpy.typing import NDArray
 from ..quant.nf4 import load_bitsandbytes
 from ..runtime.bundle import DECODER, EMBEDDINGS, PREFILL, TOKENIZER, VISION, sha256
 from ..runtime.errors import CheckpointError, InputError
-from ..runtime.manifest import (
-    FORMAT_VERSION,
-    MANIFEST,
-    FileEntry,
-    Generation,
-    Manifest,
-    Part,
-    Preprocessing,
-    PromptParts,
-    Source,
-)
-from .chat_template import QWEN2_VL_CHAT_TEMPLATE, TEMPLATE_FILES, prompt_parts, read_chat_template
-from .config import (
-    CONFIG,
-    GENERATION,
-    PREPROCESSOR_FILES,
-    ModelConfig,
-    read_config,
-    read_generation,
-    read_preprocessing,
-)
+from ..runtime.manifest import FORMAT_VERSION, MANIFEST, FileEntry, Manifest, Part, Source
+from .chat_template import TEMPLATE_FILES
+from .checkpoint import Checkpoint, open_checkpoint
+from .config import CONFIG, GENERATION, PREPROCESSOR_FILES
 from .decoder import build_decoder, build_prefill
+from .folds import FoldedReader, text_sites, vision_sites
 from .graph import GraphBuilder
-from .layers import Layers
+from .layers import Layers, Observe, Stored
 from .output import atomic_directory, check_output, check_space
+from .prepare import Prepared, prepare
 from .recipe import NF4, Precision, Recipe
-from .safetensors import TensorInfo, check_tensors, find_tensors
-from .tensors import EMBEDDING, HEAD, Shape, expected_tensors, prefill_tensors
-from .tokenizer import check_tokenizer
+from .tensors import EMBEDDING, HEAD, Shape, prefill_tensors
 from .vision import build_vision
+from .workdir import Workdir
 
 Progress = Callable[[str, int], None]
 """Called with each tensor's name and its bytes in the checkpoint once it is read."""
 
+GraphName = Literal["vision encoder", "decoder", "prefill"]
+ObservePart = Callable[[GraphName, str, NDArray[np.float32], Stored], None]
+"""`layers.Observe` with the name of the graph before it."""
+
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint that was read and found fit: its settings, and where each tensor lies."""
-
-    directory: Path
-    config: ModelConfig
-    preprocessing: Preprocessing
-    prompt: PromptParts
-    generation: Generation
-    tensors: dict[str, TensorInfo]
-    has_template: bool
-
-    def read_bytes(self, recipe: Recipe) -> int:
-        """Bytes of all reads that a conversion does: some tensors are read again, for the head or for prefill."""
-        total = sum(info.nbytes for info in self.tensors.values())
-        total += self.tensors[EMBEDDING].nbytes if self.config.text.tied_embeddings else 0
-        if recipe.prefill is not None:
-            total += sum(self.tensors[name].nbytes for name in prefill_tensors(self.config.text))
-        return total
-
-
-def open_checkpoint(directory: Path) -> Checkpoint:
-    """Read and check a checkpoint directory; no tensor data is read. Raises `CheckpointError`."""
-    try:
-        return _open(directory)
-    except OSError as error:
-        raise CheckpointError(f"cannot read {error.filename or directory}: {error.strerror or error}") from None
-
-
-def _open(directory: Path) -> Checkpoint:
-    if not directory.is_dir():
-        raise CheckpointError(f"{directory} is not a directory; give the directory of a Hugging Face checkpoint")
-    config = read_config(directory)
-    preprocessing = read_preprocessing(directory, config.vision)
-    generation = read_generation(directory, config)
-    template = read_chat_template(directory)
-    prompt = prompt_parts(template or QWEN2_VL_CHAT_TEMPLATE)
-    check_tokenizer(directory / TOKENIZER, prompt.image, config.image_token_id, config.text.vocab_size)
-    expected = expected_tensors(config.vision, config.text)
-    tensors = find_tensors(directory)
-    check_tensors(tensors, expected)
-    return Checkpoint(
-        directory=directory,
-        config=config,
-        preprocessing=preprocessing,
-        prompt=prompt,
-        generation=generation,
-        tensors={name: tensors[name] for name in expected},
-        has_template=template is not None,
-    )
+def read_bytes(checkpoint: Checkpoint, recipe: Recipe) -> int:
+    """Bytes of all reads that writing a bundle does: some tensors are read again, for the head or for prefill."""
+    total = sum(info.nbytes for info in checkpoint.tensors.values())
+    total += checkpoint.info(HEAD).nbytes if checkpoint.config.text.tied_embeddings else 0
+    if recipe.prefill is not None:
+        total += sum(checkpoint.tensors[name].nbytes for name in prefill_tensors(checkpoint.config.text))
+    return total
 
 
 def bundle_bytes(checkpoint: Checkpoint, recipe: Recipe) -> int:
@@ -152,21 +98,41 @@ def export(directory: Path, out: Path, recipe: Recipe, *, force: bool = False) -
 
 
 def write_bundle(
-    checkpoint: Checkpoint, out: Path, recipe: Recipe, progress: Progress = lambda name, size: None
+    checkpoint: Checkpoint,
+    out: Path,
+    recipe: Recipe,
+    progress: Progress = lambda name, size: None,
+    calibrated: Workdir | None = None,
+    observe: ObservePart | None = None,
 ) -> Manifest:
-    """Write the bundle of a checked checkpoint, whole or not at all."""
-    with atomic_directory(out) as partial:
-        writer = _Writer(checkpoint, partial, recipe, progress)
-        manifest = writer.write()
-        (partial / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    """Write the bundle of a checked checkpoint, whole or not at all.
+
+    calibrated: what a calibration left, where `recipe` wants one. observe: sees every product as it is stored.
+    """
+    with atomic_directory(out) as directory:
+        prepared = prepare(checkpoint, recipe, calibrated, lambda what: progress(what, 0))
+        manifest = _Writer(checkpoint, directory, recipe, prepared, progress, observe).write()
+        (directory / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
 
 
 class _Writer:
     """Writes the parts one after the other and keeps their sizes, times and digests."""
 
-    def __init__(self, checkpoint: Checkpoint, out: Path, recipe: Recipe, progress: Progress) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        out: Path,
+        recipe: Recipe,
+        prepared: Prepared,
+        progress: Progress,
+        observe: ObservePart | None,
+    ) -> None:
         self.checkpoint, self.out, self.recipe, self.progress = checkpoint, out, recipe, progress
+        self.pack, self.observe = prepared.pack, observe
+        config = checkpoint.config
+        self.read_vision = FoldedReader(self._read, vision_sites(config.vision), prepared.vision_scales)
+        self.read_text = FoldedReader(self._read, text_sites(config.text), prepared.text_scales)
         self.digests: dict[Path, str] = {}
         self.parts: list[Part] = []
 
@@ -204,18 +170,21 @@ class _Writer:
 
     def _write_vision(self) -> None:
         with GraphBuilder(self.out / VISION) as graph:
-            build_vision(Layers(graph, self._read, self.recipe.vision), self.checkpoint.config.vision)
+            layers = Layers(graph, self.read_vision, self.recipe.vision, observe=self._observing("vision encoder"))
+            build_vision(layers, self.checkpoint.config.vision)
             self.digests |= graph.save()
 
     def _write_decoder(self) -> None:
         with GraphBuilder(self.out / DECODER) as graph:
-            layers = Layers(graph, self._read, self.recipe.decoder)
+            observe = self._observing("decoder")
+            layers = Layers(graph, self.read_text, self.recipe.decoder, self.pack, observe)
             build_decoder(layers, self.checkpoint.config.text, self.recipe.head)
             self.digests |= graph.save()
 
     def _write_prefill(self, precision: Precision) -> None:
         with GraphBuilder(self.out / PREFILL) as graph:
-            build_prefill(Layers(graph, self._read, precision), self.checkpoint.config.text)
+            layers = Layers(graph, self.read_text, precision, observe=self._observing("prefill"))
+            build_prefill(layers, self.checkpoint.config.text)
             self.digests |= graph.save()
 
     def _write_embeddings(self) -> None:
@@ -228,12 +197,12 @@ class _Writer:
         path.write_bytes(data)
         self.digests[path] = hashlib.sha256(data).hexdigest()
 
+    def _observing(self, graph: GraphName) -> Observe | None:
+        return self.observe and partial(self.observe, graph)
+
     def _read(self, name: str) -> NDArray[np.float32]:
-        info = self.checkpoint.tensors[name]
-        tensor = info.read()
-        if not np.isfinite(tensor).all():
-            raise CheckpointError(f"{name} holds values that are not finite; download the checkpoint again")
-        self.progress(name, info.nbytes)
+        tensor = self.checkpoint.read(name)
+        self.progress(name, self.checkpoint.info(name).nbytes)
         return tensor
 
     @contextlib.contextmanager

@@ -1,12 +1,14 @@
 """The language decoder's graphs: the decoder itself, and the one that only fills its cache."""
 
+import dataclasses
+
 from onnx import TensorProto
 
 from ..runtime.manifest import TextDims
 from .graph import MICROSOFT
 from .layers import Layers
-from .recipe import Precision
-from .tensors import EMBEDDING, HEAD
+from .recipe import HEAD_SCOPE, Precision
+from .tensors import HEAD
 
 
 def build_decoder(layers: Layers, dims: TextDims, head: Precision) -> None:
@@ -23,10 +25,9 @@ def build_decoder(layers: Layers, dims: TextDims, head: Precision) -> None:
     x, normed = _first_norm(layers, dims)
     for i in range(dims.layers):
         x, normed = _layer(layers, dims, i, x, normed)
-    weight = layers.read(EMBEDDING if dims.tied_embeddings else HEAD)
-    logits = layers.product(normed, weight, "lm_head", head)
+    logits = layers.product(normed, layers.read(HEAD), HEAD_SCOPE, head)
     output = layers.graph.add_output("logits", ["batch", "rows", dims.vocab_size])
-    layers.graph.add_node("Identity", [logits], "lm_head", [output])
+    layers.graph.add_node("Identity", [logits], HEAD_SCOPE, [output])
 
 
 def build_prefill(layers: Layers, dims: TextDims) -> None:
@@ -40,6 +41,28 @@ def build_prefill(layers: Layers, dims: TextDims) -> None:
     for i in range(dims.layers - 1):
         x, normed = _layer(layers, dims, i, x, normed)
     _attention(layers, dims, dims.layers - 1, normed)
+
+
+def build_layer(layers: Layers, dims: TextDims) -> None:
+    """Build the graph of layer 0 alone, for looking into it: residual stream in, residual stream out.
+
+    inputs_embeds [batch, sequence, hidden_size] -> norm -> attention -> MLP -> residual, of the same shape
+    The other inputs and the cache are those of `build_decoder`.
+    """
+    _declare_inputs(layers, dataclasses.replace(dims, layers=1))
+    x, normed = _first_norm(layers, dims)
+    down, x = _after_attention(layers, dims, 0, x, _attention(layers, dims, 0, normed))
+    residual = layers.graph.add_output("residual", ["batch", "sequence", dims.hidden_size])
+    layers.graph.add_node("Add", [down, x], "residual", [residual])
+
+
+def build_head(layers: Layers, dims: TextDims) -> None:
+    """Build the graph of the decoder's end alone: inputs_embeds [batch, sequence, hidden_size] -> norm -> logits."""
+    x = layers.graph.add_input("inputs_embeds", ["batch", "sequence", dims.hidden_size])
+    normed = layers.rms_norm(x, "model.norm", "norm", dims.rms_norm_eps)
+    logits = layers.product(normed, layers.read(HEAD), HEAD_SCOPE, layers.precision)
+    output = layers.graph.add_output("logits", ["batch", "sequence", dims.vocab_size])
+    layers.graph.add_node("Identity", [logits], HEAD_SCOPE, [output])
 
 
 def _declare_inputs(layers: Layers, dims: TextDims) -> None:
@@ -68,21 +91,27 @@ def _layer(layers: Layers, dims: TextDims, i: int, x: str, normed: str) -> tuple
     normed -> attention -> SkipSimplifiedLayerNormalization(x) -> MLP -> SkipSimplifiedLayerNormalization
     In the last layer only `logit_rows` go on after attention: no other row is read again.
     """
-    module, scope, last = f"model.layers.{i}", f"layers.{i}", i + 1 == dims.layers
+    scope, last = f"layers.{i}", i + 1 == dims.layers
     attended = _attention(layers, dims, i, normed)
     if last:
         attended, x = (
             layers.graph.add_node("Gather", [value, "logit_rows"], f"{scope}/{name}", axis=1)
             for value, name in ((attended, "attn"), (x, "residual"))
         )
+    down, x = _after_attention(layers, dims, i, x, attended)
+    following = "model.norm" if last else f"model.layers.{i + 1}.input_layernorm"
+    normed, x = layers.skip_rms_norm(down, x, following, f"{scope}/next_norm", dims.rms_norm_eps)
+    return x, normed
+
+
+def _after_attention(layers: Layers, dims: TextDims, i: int, x: str, attended: str) -> tuple[str, str]:
+    """The rest of a layer: what its MLP adds to the residual stream, and the stream that it is added to."""
+    module, scope = f"model.layers.{i}", f"layers.{i}"
     attended = layers.linear(attended, [f"{module}.self_attn.o_proj"], f"{scope}/attn/o_proj", bias=False)
     normed, x = layers.skip_rms_norm(
         attended, x, f"{module}.post_attention_layernorm", f"{scope}/post_attention_layernorm", dims.rms_norm_eps
     )
-    down = _mlp(layers, normed, f"{module}.mlp", f"{scope}/mlp")
-    following = "model.norm" if last else f"model.layers.{i + 1}.input_layernorm"
-    normed, x = layers.skip_rms_norm(down, x, following, f"{scope}/next_norm", dims.rms_norm_eps)
-    return x, normed
+    return _mlp(layers, normed, f"{module}.mlp", f"{scope}/mlp"), x
 
 
 def _attention(layers: Layers, dims: TextDims, i: int, x: str) -> str:
@@ -124,5 +153,5 @@ def _mlp(layers: Layers, x: str, module: str, scope: str) -> str:
         act = layers.graph.add_node("QuickGelu", [gate], inner, domain=MICROSOFT, alpha=1.0)
         return layers.graph.add_node("Mul", [act, up], f"{inner}/gated")
 
-    down = layers.summed_products(hidden, layers.read(f"{module}.down_proj.weight"), f"{scope}/down_proj")
+    down = layers.summed_products(hidden, layers.read(f"{module}.down_proj.weight"), scope, "down_proj")
     return layers.scaled(down, x, f"{scope}/up_proj")

@@ -1,4 +1,4 @@
-"""An ONNX graph under construction, whose weights go straight to its external data file."""
+"""An ONNX graph under construction."""
 
 import hashlib
 from collections.abc import Sequence
@@ -18,32 +18,23 @@ MICROSOFT = "com.microsoft"
 
 # onnxruntime maps external data into memory; a page boundary lets it map without a copy.
 _ALIGNMENT = 4096
-_INLINE_BYTES = 64
+# Sizes, axes and scalars, which stay in the graph itself.
+INLINE_BYTES = 64
 
 
-class GraphBuilder:
-    """Collects nodes and initializers; `save` writes NAME.onnx beside NAME.onnx.data.
+class Graph:
+    """Collects nodes and initializers, which stay in memory.
 
     Values are named after the module and the operator that makes them (`/layers.0/attn/o_proj/MatMulNBits`), so that a
     profile or an error reads like the model.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.data_path = path.with_name(path.name + ".data")
+    def __init__(self, name: str) -> None:
+        self._name = name
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: list[onnx.TensorProto] = []
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
-        self._data = self.data_path.open("wb")
-        self._digest = hashlib.sha256()
-        self._offset = 0
-
-    def __enter__(self) -> "GraphBuilder":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._data.close()
 
     def add_input(self, name: str, shape: Sequence[int | str], dtype: int = TensorProto.FLOAT) -> str:
         """Declare a graph input."""
@@ -56,18 +47,8 @@ class GraphBuilder:
         return name
 
     def add_weight(self, name: str, array: NDArray[Any]) -> str:
-        """Add an initializer. All but the smallest are written to the data file at once and not kept."""
-        array = np.ascontiguousarray(array)
-        if array.nbytes <= _INLINE_BYTES:
-            self._initializers.append(onnx.numpy_helper.from_array(array, name))
-            return name
-        self._write(b"\0" * (-self._offset % _ALIGNMENT))
-        tensor = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(array.dtype), dims=array.shape)
-        tensor.data_location = TensorProto.EXTERNAL
-        for key, value in (("location", self.data_path.name), ("offset", self._offset), ("length", array.nbytes)):
-            tensor.external_data.add(key=key, value=str(value))
-        self._write(array.data.cast("B"))
-        self._initializers.append(tensor)
+        """Add an initializer."""
+        self._initializers.append(onnx.numpy_helper.from_array(np.ascontiguousarray(array), name))
         return name
 
     def has_weight(self, name: str) -> bool:
@@ -83,12 +64,48 @@ class GraphBuilder:
         self._nodes.append(helper.make_node(op, inputs, outputs, name=name, domain=domain, **attrs))
         return outputs[0]
 
-    def save(self) -> dict[Path, str]:
-        """Write the graph; the sha256 of the graph and of its data file, by path."""
-        graph = helper.make_graph(self._nodes, self.path.stem, self._inputs, self._outputs, self._initializers)
+    def serialize(self) -> bytes:
+        """The model as onnxruntime reads it."""
+        graph = helper.make_graph(self._nodes, self._name, self._inputs, self._outputs, self._initializers)
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="medvlm")
-        blob = model.SerializeToString()
+        return model.SerializeToString()
+
+
+class GraphBuilder(Graph):
+    """A graph whose weights go straight to a data file; `save` writes NAME.onnx beside NAME.onnx.data."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path.stem)
+        self.path = path
+        self.data_path = path.with_name(path.name + ".data")
+        self._data = self.data_path.open("wb")
+        self._digest = hashlib.sha256()
+        self._offset = 0
+
+    def __enter__(self) -> "GraphBuilder":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._data.close()
+
+    def add_weight(self, name: str, array: NDArray[Any]) -> str:
+        """Add an initializer. All but the smallest are written to the data file at once and not kept."""
+        array = np.ascontiguousarray(array)
+        if array.nbytes <= INLINE_BYTES:
+            return super().add_weight(name, array)
+        self._write(b"\0" * (-self._offset % _ALIGNMENT))
+        tensor = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(array.dtype), dims=array.shape)
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", self.data_path.name), ("offset", self._offset), ("length", array.nbytes)):
+            tensor.external_data.add(key=key, value=str(value))
+        self._write(array.data.cast("B"))
+        self._initializers.append(tensor)
+        return name
+
+    def save(self) -> dict[Path, str]:
+        """Write the graph; the sha256 of the graph and of its data file, by path."""
+        blob = self.serialize()
         self.path.write_bytes(blob)
         self._data.close()
         return {self.path: hashlib.sha256(blob).hexdigest(), self.data_path: self._digest.hexdigest()}

@@ -1,20 +1,35 @@
 """The modules that both graphs are made of: linear layers and norms, from the checkpoint's tensors."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..quant.blockwise import quantize
-from ..quant.channelwise import LARGEST_CODE, quantize_channels
-from ..quant.nf4 import quantize_nf4
-from .graph import MICROSOFT, GraphBuilder
-from .recipe import NF4, W8A8, Blockwise, Precision
+from ..quant.blockwise import dequantize
+from ..quant.channelwise import LARGEST_CODE, dequantize_channels, quantize_channels
+from ..quant.nf4 import dequantize_nf4, quantize_nf4
+from .graph import MICROSOFT, Graph
+from .packing import Pack, pack_blocks
+from .recipe import NF4, W8A8, Blockwise, Float32, Precision
 
 ReadTensor = Callable[[str], NDArray[np.float32]]
 """Reads a tensor of the checkpoint by its name, as float32."""
 
+
+@dataclass(frozen=True)
+class Stored:
+    """A product's weight as it is stored: its precision, the values that it stands for [out, in], and its bytes."""
+
+    precision: Precision
+    values: NDArray[np.float32]
+    nbytes: int
+
+
+Observe = Callable[[str, NDArray[np.float32], Stored], None]
+"""Called with a product's scope, its weight [out, in] and what was stored for it."""
 
 # What a row is divided by at least, so that a row of zeros gives zeros and not 0 / 0.
 _SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
@@ -25,8 +40,19 @@ _ZERO_POINT = 128
 class Layers:
     """Adds modules to a graph, reading each tensor when its turn comes."""
 
-    def __init__(self, graph: GraphBuilder, read: ReadTensor, precision: Precision) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        read: ReadTensor,
+        precision: Precision,
+        pack: Pack = pack_blocks,
+        observe: Observe | None = None,
+    ) -> None:
+        """pack: makes the blocks of a weight, where `precision` has any. observe: sees what became of each weight."""
         self.graph, self.read, self.precision = graph, read, precision
+        self._pack, self._observe = pack, observe
+        # What each product multiplies, by its scope.
+        self.inputs: dict[str, str] = {}
         self._rows: dict[str, tuple[str, str]] = {}
 
     def linear(self, x: str, modules: Sequence[str], scope: str, *, bias: bool) -> str:
@@ -51,6 +77,7 @@ class Layers:
         lowest: what no value of x is below, if that is known; it saves looking for it. scaled: False leaves it to the
         caller to multiply rows by their scales, where they have some: see `scaled`.
         """
+        self.inputs[scope] = x
         b = "" if bias is None else self.graph.add_weight(f"{scope}.bias", bias)
         if isinstance(precision, W8A8):
             return self._row_product(x, weight, scope, b, lowest, scaled=scaled)
@@ -62,7 +89,10 @@ class Layers:
 
     def _block_product(self, x: str, weight: NDArray[np.float32], scope: str, precision: Blockwise, bias: str) -> str:
         """The product as MatMulNBits(B, scales, zero_points, bias), of 4 or 8 bits."""
-        packed = quantize(weight, precision.bits, precision.block_size, symmetric=precision.symmetric)
+        packed = self._pack(scope, weight, precision)
+        if self._observe:
+            stored = dataclasses.replace(precision, bits=packed.bits)
+            self._observe(scope, weight, Stored(stored, dequantize(packed), packed.nbytes))
         zero_points = packed.zero_points
         inputs = [
             x,
@@ -75,8 +105,8 @@ class Layers:
         attributes: dict[str, Any] = {
             "N": weight.shape[0],
             "K": weight.shape[1],
-            "bits": precision.bits,
-            "block_size": precision.block_size,
+            "bits": packed.bits,
+            "block_size": packed.block_size,
             "accuracy_level": precision.accuracy_level,
         }
         return self.graph.add_node("MatMulNBits", _trimmed(inputs), scope, domain=MICROSOFT, **attributes)
@@ -84,6 +114,8 @@ class Layers:
     def _nf4_product(self, x: str, weight: NDArray[np.float32], scope: str, precision: NF4, bias: str) -> str:
         """The product as MatMulBnb4(B, absmax) -> Add(bias): the operator takes none."""
         packed = quantize_nf4(weight, precision.block_size)
+        if self._observe:
+            self._observe(scope, weight, Stored(precision, dequantize_nf4(packed), packed.nbytes))
         inputs = [
             x,
             self.graph.add_weight(f"{scope}.weight", packed.packed),
@@ -132,6 +164,8 @@ class Layers:
 
     def _float_product(self, x: str, weight: NDArray[np.float32], scope: str, bias: str) -> str:
         """The product as MatMul(W.T) -> Add(bias)."""
+        if self._observe:
+            self._observe(scope, weight, Stored(Float32(), weight, weight.nbytes))
         transposed = self.graph.add_weight(f"{scope}.weight", weight.T)
         y = self.graph.add_node("MatMul", [x, transposed], scope)
         return self.graph.add_node("Add", [y, bias], scope) if bias else y
@@ -141,11 +175,12 @@ class Layers:
         hidden: Callable[[slice, str], str],
         weight: NDArray[np.float32],
         scope: str,
+        name: str,
         bias: NDArray[np.float32] | None = None,
         *,
         lowest: float | None = None,
     ) -> str:
-        """`hidden @ weight.T + bias` for a hidden layer wider than its output, as a sum over pieces of it.
+        """`hidden @ weight.T + bias`, named `name`, for a hidden layer wider than its output: a sum over pieces of it.
 
         hidden(0:n) -> product(W[:, 0:n]) -> Add -> Add ...
         hidden(n:2n) -> product(W[:, n:2n]) --^      ^
@@ -158,9 +193,8 @@ class Layers:
         for i in range(pieces):
             piece = slice(i * width // pieces, (i + 1) * width // pieces)
             inner = f"{scope}.{i}" if pieces > 1 else scope
-            y = self.product(
-                hidden(piece, inner), weight[:, piece], inner, self.precision, bias if i == 0 else None, lowest=lowest
-            )
+            x, b = hidden(piece, inner), bias if i == 0 else None
+            y = self.product(x, weight[:, piece], f"{inner}/{name}", self.precision, b, lowest=lowest)
             total = self.graph.add_node("Add", [total, y], f"{inner}/sum") if total else y
         return total
 
@@ -187,6 +221,8 @@ class Layers:
         """
         codes, scale = self._quantize_rows(x, lowest)
         packed = quantize_channels(weight)
+        if self._observe:
+            self._observe(scope, weight, Stored(W8A8(), dequantize_channels(packed), packed.nbytes))
         inputs = [
             codes,
             self.graph.add_weight(f"{scope}.weight", packed.codes),

@@ -4,9 +4,20 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
+HEAD_SCOPE = "lm_head"
+"""The head's product in the decoder's graph."""
+
 RecipeName = Literal["int4", "int8", "nf4", "fp32"]
-VisionName = Literal["w8a8", "w8", "fp32"]
+VisionName = Literal["w8a8", "w8", "w4", "fp32"]
 PrefillName = Literal["w8a8", "same"]
+HeadName = Literal["int4", "int8", "nf4", "fp32"]
+EmbeddingName = Literal["float16", "float32"]
+
+Method = Literal["rtn", "rtn-search", "hqq", "awq", "gptq", "awq+gptq"]
+"""How blocks get their codes: rounding to the nearest within the range or within one that is searched, HQQ, and what
+looks at activations."""
+CALIBRATED: tuple[Method, ...] = ("awq", "gptq", "awq+gptq")
+DEFAULT_METHOD: Method = "hqq"
 
 
 @dataclass(frozen=True)
@@ -30,18 +41,22 @@ class Blockwise:
     """4- or 8-bit weights in blocks that share a scale: `MatMulNBits`.
 
     accuracy_level is the operator's own: 0 multiplies in float32, 4 rounds activations to int8 per block.
+    act_order: GPTQ's choice to round the columns of largest inputs first.
     """
 
     bits: int
     block_size: int
     symmetric: bool
     accuracy_level: int
+    method: Method = "rtn"
+    act_order: bool = False
     kind: Literal["blockwise"] = "blockwise"
 
     @property
     def label(self) -> str:
         """The precision in a few words, for a person."""
-        return f"int{self.bits} block {self.block_size}"
+        method = "" if self.method == "rtn" else f" {self.method}"
+        return f"int{self.bits} block {self.block_size}{method}"
 
     def weight_bytes(self, out_features: int, in_features: int) -> int:
         """Bytes that a weight `[out_features, in_features]` takes in the bundle."""
@@ -88,11 +103,22 @@ Precision = Float32 | Blockwise | NF4 | W8A8
 
 
 @dataclass(frozen=True)
+class CalibrationData:
+    """What activations were collected on: so many questions of a dataset."""
+
+    dataset: str
+    questions: int
+
+
+@dataclass(frozen=True)
 class Recipe:
     """The precision of every part. The patch embedding, norms and biases are always float32.
 
     prefill is the precision of the second copy of the decoder's layers, through which prompts go; None where there is
     none, and prompts go through the decoder itself.
+    smooth: scales are folded into norms first (`folds`), so that no channel is far larger than others.
+    eight_bits: scopes of products of the decoder, the head's among them, that have 8 bits instead of 4.
+    calibration: what activations were collected on; None where none were.
     """
 
     name: str
@@ -100,7 +126,22 @@ class Recipe:
     decoder: Precision
     head: Precision
     prefill: Precision | None
-    embedding: Literal["float16", "float32"]
+    embedding: EmbeddingName
+    smooth: bool = False
+    eight_bits: tuple[str, ...] = ()
+    calibration: CalibrationData | None = None
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether activations must be collected for it."""
+        return any(isinstance(part, Blockwise) and part.method in CALIBRATED for part in (self.decoder, self.head))
+
+    def precision_of(self, scope: str) -> Precision:
+        """The precision of the decoder's product of a scope, or of the head's."""
+        precision = self.head if scope == HEAD_SCOPE else self.decoder
+        if scope in self.eight_bits and isinstance(precision, Blockwise):
+            return dataclasses.replace(precision, bits=8)
+        return precision
 
     def to_json(self) -> dict[str, Any]:
         """The recipe as manifest.json holds it."""
@@ -113,32 +154,49 @@ def make_recipe(
     *,
     symmetric: bool = False,
     accuracy_level: int = 4,
+    method: Method | None = None,
+    act_order: bool = False,
+    smooth: bool | None = None,
     vision: VisionName | None = None,
     prefill: PrefillName | None = None,
+    head: HeadName | None = None,
+    embedding: EmbeddingName | None = None,
 ) -> Recipe:
-    """The recipe of `--int4`, `--int8`, `--nf4` or `--fp32`. Vision never has fewer than 8 bits.
+    """The recipe of `--int4`, `--int8`, `--nf4` or `--fp32`. Vision has 4 bits only where it is asked for.
 
-    block_size: by default 128, and for nf4 bitsandbytes' own 64. vision and prefill: by default w8a8, and under fp32
-    what is not quantized.
+    block_size: by default 128, and for nf4 bitsandbytes' own 64. method: of the decoder and the head, by default
+    `DEFAULT_METHOD` at 4 bits; 8 bits are rounded to the nearest. vision and prefill: by default w8a8, and under fp32
+    what is not quantized. head: by default as the decoder. embedding: by default float16, float32 under fp32. smooth:
+    by default wherever something is quantized to integers.
     """
     exact = name == "fp32"
     size = block_size or (64 if name == "nf4" else 128)
-    decoders: dict[RecipeName, Precision] = {
-        "int4": Blockwise(4, size, symmetric, accuracy_level),
-        "int8": Blockwise(8, size, symmetric, accuracy_level),
-        "nf4": NF4(size),
+
+    def blocks(bits: int, method: Method) -> Blockwise:
+        return Blockwise(bits, size, symmetric, accuracy_level, method, act_order and "gptq" in method)
+
+    products: dict[HeadName, Precision] = {
+        "int4": blocks(4, method or DEFAULT_METHOD),
+        "int8": blocks(8, method or "rtn"),
+        "nf4": NF4(size if name == "nf4" else 64),
         "fp32": Float32(),
     }
     encoders: dict[VisionName, Precision] = {
         "w8a8": W8A8(),
-        "w8": Blockwise(8, size, symmetric, accuracy_level),
+        "w8": blocks(8, "rtn"),
+        # Activations are collected for the decoder only.
+        "w4": blocks(4, "hqq"),
         "fp32": Float32(),
     }
+    chosen_vision = encoders[vision or ("fp32" if exact else "w8a8")]
+    chosen_prefill = W8A8() if (prefill or ("same" if exact else "w8a8")) == "w8a8" else None
+    integer = (chosen_vision, products[name], products[head or name], chosen_prefill)
     return Recipe(
         name=name,
-        vision=encoders[vision or ("fp32" if exact else "w8a8")],
-        decoder=decoders[name],
-        head=decoders[name],
-        prefill=W8A8() if (prefill or ("same" if exact else "w8a8")) == "w8a8" else None,
-        embedding="float32" if exact else "float16",
+        vision=chosen_vision,
+        decoder=products[name],
+        head=products[head or name],
+        prefill=chosen_prefill,
+        embedding=embedding or ("float32" if exact else "float16"),
+        smooth=any(isinstance(part, Blockwise | W8A8) for part in integer) if smooth is None else smooth,
     )

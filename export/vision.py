@@ -22,26 +22,58 @@ def build_vision(layers: Layers, dims: VisionDims) -> None:
     cos, sin [patches, head_size / 2]: rotary angles of each patch, for `RotaryEmbedding`
     image_features [patches / merge_size^2, out_dim]
     """
-    graph = layers.graph
-    pixels = graph.add_input("pixel_values", ["patches", dims.patch_dim])
-    for table in ("cos", "sin"):
-        graph.add_input(table, ["patches", dims.head_size // 2])
-    exact = Layers(graph, layers.read, Float32())
-    embedded = exact.linear(pixels, ["visual.patch_embed.proj"], "patch_embed", bias=False)
-    # Attention wants a batch axis: [1, patches, embed_dim].
-    x = graph.add_node("Unsqueeze", [embedded, layers.constant("batch_axis", [0])], "patch_embed")
-    layers.constant("first_position", [0])
+    _declare_tables(layers, dims)
+    x = _patch_embedding(layers, dims)
     normed = layers.layer_norm(x, "visual.blocks.0.norm1", "blocks.0/norm1", _EPSILON)
     for i in range(dims.depth):
         following = f"visual.blocks.{i + 1}.norm1" if i + 1 < dims.depth else "visual.merger.ln_q"
-        x, normed = _block(layers, dims, i, x, normed, following)
+        x = _block(layers, dims, i, x, normed)
+        normed = layers.layer_norm(x, following, f"blocks.{i}/next_norm", _EPSILON)
     _merger(layers, dims, normed)
 
 
-def _block(layers: Layers, dims: VisionDims, i: int, x: str, normed: str, following: str) -> tuple[str, str]:
-    """One block; `x` is the residual stream and `normed` its norm1. Returns both for the module that follows.
+def build_patch_embedding(layers: Layers, dims: VisionDims) -> None:
+    """Build the graph of the encoder's beginning alone: pixel_values [patches, patch_dim] -> residual."""
+    _name_output(layers, _patch_embedding(layers, dims), "residual", dims.embed_dim)
 
-    normed -> attention -> Add(x) -> LayerNormalization -> fc1 -> QuickGelu -> fc2 -> Add -> LayerNormalization
+
+def build_block(layers: Layers, dims: VisionDims) -> None:
+    """Build the graph of block 0 alone: hidden [1, patches, embed_dim] -> residual, of the same shape; cos, sin."""
+    _declare_tables(layers, dims)
+    x = layers.graph.add_input("hidden", [1, "patches", dims.embed_dim])
+    normed = layers.layer_norm(x, "visual.blocks.0.norm1", "blocks.0/norm1", _EPSILON)
+    _name_output(layers, _block(layers, dims, 0, x, normed), "residual", dims.embed_dim)
+
+
+def build_merger(layers: Layers, dims: VisionDims) -> None:
+    """Build the graph of the encoder's end alone: hidden [1, patches, embed_dim] -> image_features."""
+    x = layers.graph.add_input("hidden", [1, "patches", dims.embed_dim])
+    _merger(layers, dims, layers.layer_norm(x, "visual.merger.ln_q", "merger/ln_q", _EPSILON))
+
+
+def _declare_tables(layers: Layers, dims: VisionDims) -> None:
+    for table in ("cos", "sin"):
+        layers.graph.add_input(table, ["patches", dims.head_size // 2])
+
+
+def _name_output(layers: Layers, x: str, name: str, width: int) -> None:
+    output = layers.graph.add_output(name, [1, "patches", width])
+    layers.graph.add_node("Identity", [x], name, [output])
+
+
+def _patch_embedding(layers: Layers, dims: VisionDims) -> str:
+    """The residual stream at its beginning, with the batch axis that attention wants: [1, patches, embed_dim]."""
+    graph = layers.graph
+    pixels = graph.add_input("pixel_values", ["patches", dims.patch_dim])
+    exact = Layers(graph, layers.read, Float32())
+    embedded = exact.linear(pixels, ["visual.patch_embed.proj"], "patch_embed", bias=False)
+    return graph.add_node("Unsqueeze", [embedded, layers.constant("batch_axis", [0])], "patch_embed")
+
+
+def _block(layers: Layers, dims: VisionDims, i: int, x: str, normed: str) -> str:
+    """One block; `x` is the residual stream and `normed` its norm1. Returns the stream behind the block.
+
+    normed -> attention -> Add(x) -> LayerNormalization -> fc1 -> QuickGelu -> fc2 -> Add
                                `------------------------------------------------------^
     SkipLayerNormalization would be one operator for two, and on a CPU takes six times as long as they do.
     """
@@ -50,8 +82,7 @@ def _block(layers: Layers, dims: VisionDims, i: int, x: str, normed: str, follow
     x = layers.graph.add_node("Add", [attended, x], f"{scope}/attn/residual")
     normed = layers.layer_norm(x, f"{block}.norm2", f"{scope}/norm2", _EPSILON)
     down = _mlp(layers, normed, f"{block}.mlp", f"{scope}/mlp")
-    x = layers.graph.add_node("Add", [down, x], f"{scope}/mlp/residual")
-    return x, layers.layer_norm(x, following, f"{scope}/next_norm", _EPSILON)
+    return layers.graph.add_node("Add", [down, x], f"{scope}/mlp/residual")
 
 
 def _mlp(layers: Layers, x: str, module: str, scope: str) -> str:
@@ -63,7 +94,7 @@ def _mlp(layers: Layers, x: str, module: str, scope: str) -> str:
         return layers.graph.add_node("QuickGelu", [up], inner, domain=MICROSOFT, alpha=_QUICK_GELU_ALPHA)
 
     down, down_bias = layers.read(f"{module}.fc2.weight"), layers.read(f"{module}.fc2.bias")
-    return layers.summed_products(hidden, down, f"{scope}/fc2", down_bias, lowest=_QUICK_GELU_LOWEST)
+    return layers.summed_products(hidden, down, scope, "fc2", down_bias, lowest=_QUICK_GELU_LOWEST)
 
 
 def _attention(layers: Layers, dims: VisionDims, x: str, module: str, scope: str) -> str:
@@ -73,6 +104,7 @@ def _attention(layers: Layers, dims: VisionDims, x: str, module: str, scope: str
       -> v ----------------------------^
     """
     graph = layers.graph
+    layers.constant("first_position", [0])
     # The checkpoint packs the three weights; apart, their outputs need no splitting.
     weights = np.split(layers.read(f"{module}.qkv.weight"), 3)
     biases = np.split(layers.read(f"{module}.qkv.bias"), 3)

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from .factor import Real
 from .gptq import squared_error
 
+# A channel is an outlier whose inputs over weights are so many times as large, or as small, as others' (in the root).
+OUTLIER = 4.0
 # Channels whose inputs or weights are smaller than this share of the largest are scaled as if they had as much.
 _SMALLEST_SHARE = 1e-4
 
@@ -129,3 +131,28 @@ def _groups(columns: int, ties: int, groups: NDArray[np.integer] | None) -> NDAr
     if groups.shape != (columns,):
         raise ValueError(f"groups is {groups.shape}; the weights have {columns} input channels")
     return np.unique(groups, return_inverse=True)[1].reshape(-1)
+
+
+def outlier_scales(
+    weights: Sequence[NDArray[np.float32]],
+    moments: NDArray[np.float32],
+    groups: NDArray[np.integer],
+    threshold: float = OUTLIER,
+) -> NDArray[np.float32]:
+    """SmoothQuant's scales [channels] at alpha 1/2, for outlier channels alone.
+
+        b = sqrt(sqrt(moment) / w)       s = b / median(b) where that is far from 1, else 1
+
+    w is the largest weight that reads the channel. A channel of large inputs and small weights, or the reverse, gets
+    what other channels have; all others are left alone, since their scales are guesses from moments that are.
+
+    moments: [channels], E[x^2] of each, whose root stands for its largest value. groups: [in], the channel that each
+    column of `weights`, each [out_k, in], reads. threshold: how many times larger or smaller than the median is far.
+    """
+    largest = np.zeros(len(moments))
+    for weight in weights:
+        np.maximum.at(largest, groups, np.abs(weight).max(axis=0))
+    balance = np.sqrt(_share(np.sqrt(moments.astype(np.float64))) / _share(largest))
+    scales = balance / np.median(balance)
+    far = (scales > threshold) | (scales < 1 / threshold)
+    return np.where(far, scales, 1).astype(np.float32)

@@ -128,7 +128,7 @@ def loading_options(command: Command) -> Command:
     ) -> None:
         command(*args, loading=Loading(threads, device, max_length, prefix_mb, hash_files), **others)
 
-    return _with_options(wrapped, _LOADING)
+    return with_options(wrapped, _LOADING)
 
 
 def asking_options(command: Command) -> Command:
@@ -138,7 +138,7 @@ def asking_options(command: Command) -> Command:
     def wrapped(*args: Any, raw: bool, min_pixels: int | None, max_pixels: int | None, **others: Any) -> None:
         command(*args, asking=Asking(raw, min_pixels, max_pixels), **others)
 
-    return _with_options(wrapped, _ASKING)
+    return with_options(wrapped, _ASKING)
 
 
 def decoding_options(command: Command) -> Command:
@@ -162,10 +162,11 @@ def decoding_options(command: Command) -> Command:
         decoding = Decoding(max_new_tokens, sampling, constrained, think_tokens, draft_tokens)
         command(*args, decoding=decoding, **others)
 
-    return _with_options(wrapped, _DECODING)
+    return with_options(wrapped, _DECODING)
 
 
-def _with_options(command: Command, options: tuple[Callable[[Command], Command], ...]) -> Command:
+def with_options(command: Command, options: tuple[Callable[[Command], Command], ...]) -> Command:
+    """Add click's options to a command, in their order."""
     for option in reversed(options):
         command = option(command)
     return command

@@ -33,8 +33,8 @@ def check_device(device: str) -> None:
         raise InputError("onnxruntime is not installed; pip install 'medvlm[cpu]', or 'medvlm[gpu]' for an NVIDIA GPU")
 
 
-def open_session(path: Path, threads: int | None, *, stepwise: bool = False) -> "onnxruntime.InferenceSession":
-    """A CPU session of the graph in `path`; `threads` None takes one for each physical core that may be used.
+def open_session(model: Path | bytes, threads: int | None, *, stepwise: bool = False) -> "onnxruntime.InferenceSession":
+    """A CPU session of a graph, a file or serialized; `threads` None takes one for each physical core to be used.
 
     stepwise: its runs are short and follow each other at once, so that its threads had better wait for the next one
     awake. Those of other sessions sleep after a run, or they would take the cores from the next session for a while.
@@ -52,9 +52,11 @@ def open_session(path: Path, threads: int | None, *, stepwise: bool = False) -> 
         # Weights are turned to uint8 at loading: slower, but right.
         options.add_session_config_entry("session.x64quantprecision", "1")
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        source = str(model) if isinstance(model, Path) else model
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        raise MedVLMError(f"onnxruntime cannot load {path.name}: {_first_line(error)}") from error
+        name = model.name if isinstance(model, Path) else "a graph"
+        raise MedVLMError(f"onnxruntime cannot load {name}: {_first_line(error)}") from error
 
 
 def open_sessions(paths: Sequence[Path], threads: int | None, stepwise: Path) -> "list[onnxruntime.InferenceSession]":

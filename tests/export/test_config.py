@@ -11,8 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from medvlm.demo.random_checkpoint import TEXT, RandomCheckpoint, make_tokenizer
+from medvlm.export.checkpoint import open_checkpoint
 from medvlm.export.config import ModelConfig, read_config, read_generation, read_preprocessing
-from medvlm.export.convert import export, open_checkpoint
+from medvlm.export.convert import export
 from medvlm.export.recipe import make_recipe
 from medvlm.runtime.errors import CheckpointError
 from medvlm.runtime.manifest import MANIFEST, Preprocessing

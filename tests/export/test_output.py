@@ -17,7 +17,8 @@ import numpy as np
 import onnx
 import pytest
 from medvlm.demo.random_checkpoint import TEXT, VISION, RandomCheckpoint
-from medvlm.export.convert import bundle_bytes, export, open_checkpoint, write_bundle
+from medvlm.export.checkpoint import open_checkpoint
+from medvlm.export.convert import bundle_bytes, export, read_bytes, write_bundle
 from medvlm.export.output import atomic_directory, check_output, check_space
 from medvlm.export.recipe import Blockwise, PrefillName, Recipe, RecipeName, VisionName, make_recipe
 from medvlm.export.safetensors import SINGLE, find_tensors
@@ -458,7 +459,7 @@ def test_progress_tells_every_tensor_and_byte_that_is_read(prefill: PrefillName,
         unread = tuple(last + name for name in ("self_attn.o_proj", "post_attention_layernorm", "mlp"))
         twice |= {n for n in checkpoint.tensors if n.startswith("model.layers.") and not n.startswith(unread)}
     assert read == dict.fromkeys(checkpoint.tensors, 1) | dict.fromkeys(twice, 2)
-    assert sizes == checkpoint.read_bytes(recipe)
+    assert sizes == read_bytes(checkpoint, recipe)
 
 
 def poke(checkpoint: Path, name: str, value: int) -> None:

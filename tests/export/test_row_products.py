@@ -119,7 +119,7 @@ def test_sum_over_pieces_has_scales_for_each_piece(width: int, out: int, pieces:
             made.append(piece)
             return layers.product("x", up[piece], f"{scope}/up", W8A8())
 
-        return layers.summed_products(hidden, down, "down", bias)
+        return layers.summed_products(hidden, down, "mlp", "down", bias)
 
     y = run_graph(tmp_path, x, build)
     assert [(piece.start, piece.stop) for piece in made] == [

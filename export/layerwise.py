@@ -1,0 +1,113 @@
+"""The float32 model run a layer at a time, its weights fed as inputs: bounded memory, and every input to be seen."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from ..runtime.session import open_session
+from .graph import INLINE_BYTES, Graph
+from .layers import Layers, ReadTensor
+from .recipe import Float32
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+Arrays = Mapping[str, NDArray[Any]]
+Watch = Callable[[str, NDArray[np.float32]], None]
+"""Called with a product's scope and what it multiplies, [tokens, in_features]."""
+
+
+class _FedGraph(Graph):
+    """A graph whose weights are inputs, all but the smallest: one session then serves every layer."""
+
+    def __init__(self) -> None:
+        super().__init__("layer")
+        self.weights: dict[str, NDArray[Any]] = {}
+
+    def add_weight(self, name: str, array: NDArray[Any]) -> str:
+        """Declare an input for `array`, and keep it."""
+        if array.nbytes <= INLINE_BYTES:
+            return super().add_weight(name, array)
+        self.weights[name] = np.ascontiguousarray(array)
+        return self.add_input(name, array.shape)
+
+    def has_weight(self, name: str) -> bool:
+        """As `Graph.has_weight`, inputs among them."""
+        return name in self.weights or super().has_weight(name)
+
+    def expose(self, names: Iterable[str]) -> None:
+        """Make values of the graph its outputs too, of whatever shape they have."""
+        for name in dict.fromkeys(names):
+            self._outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+
+
+@dataclass(frozen=True)
+class _Built:
+    """A graph, its weights, and what each of its products multiplies, by scope."""
+
+    model: bytes
+    weights: Arrays
+    inputs: Mapping[str, str]
+
+
+class LayerRunner:
+    """One layer of the model. `load` gives it the weights of a layer; all layers that `build` makes have one form."""
+
+    def __init__(self, build: Callable[[Layers], None], output: str, threads: int | None = None) -> None:
+        self._build, self._output, self._threads = build, output, threads
+        self._session: InferenceSession | None = None
+        self._inputs: Mapping[str, str] = {}
+        self.weights: dict[str, NDArray[Any]] = {}
+
+    def load(self, read: ReadTensor) -> None:
+        """Take the weights that `read` gives for layer 0's names."""
+        built = _build(self._build, read)
+        self.weights, self._inputs = dict(built.weights), built.inputs
+        if self._session is None:
+            self._session = open_session(built.model, self._threads)
+
+    def replace(self, scope: str, weight: NDArray[np.float32]) -> None:
+        """Let the product of `scope` multiply by `weight` [out, in] from now on."""
+        self.weights[f"{scope}.weight"] = np.ascontiguousarray(weight.T)
+
+    def weight(self, scope: str) -> NDArray[np.float32]:
+        """The weight [out, in] of the product of `scope`."""
+        return np.ascontiguousarray(self.weights[f"{scope}.weight"].T)
+
+    @property
+    def products(self) -> list[str]:
+        """The scopes of all products."""
+        return list(self._inputs)
+
+    def products_beside(self, scope: str) -> list[str]:
+        """The products that multiply what that of `scope` does, itself among them."""
+        return [other for other, x in self._inputs.items() if x == self._inputs[scope]]
+
+    def run(self, feeds: Arrays, watch: Watch | None = None) -> NDArray[np.float32]:
+        """The output of this layer for `feeds`."""
+        assert self._session is not None, "load comes first"  # noqa: S101
+        watched = dict.fromkeys(self._inputs.values()) if watch else {}
+        output, *values = self._session.run([self._output, *watched], {**feeds, **self.weights})
+        if watch:
+            seen = dict(zip(watched, values, strict=True))
+            for scope, name in self._inputs.items():
+                value = np.asarray(seen[name])
+                watch(scope, value.reshape(-1, value.shape[-1]))
+        return np.asarray(output)
+
+
+def _build(build: Callable[[Layers], None], read: ReadTensor) -> _Built:
+    graph = _FedGraph()
+    layers = Layers(graph, read, Float32())
+    build(layers)
+    graph.expose(layers.inputs.values())
+    return _Built(graph.serialize(), graph.weights, layers.inputs)
+
+
+def layer_of(read: ReadTensor, group: str, i: int) -> ReadTensor:
+    """Reads layer `i` of a `group` ("model.layers", "visual.blocks") under the names of its layer 0."""
+    return lambda name: read(name.replace(f"{group}.0.", f"{group}.{i}.", 1))
