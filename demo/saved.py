@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .dataset import Item
+from .dataset import Item, make_item
 from .scans.catalog import KINDS
 
 DATASET, IMAGES = "dataset.json", "images"
@@ -39,3 +39,9 @@ def _entry(item: Item, image: str) -> dict[str, Any]:
         "subset": _SUBSETS[KINDS[item.facts.kind].modality],
         "question_type": question.type,
     }
+
+
+def write_questions(directory: Path, count: int) -> Path:
+    """Questions that the model was not trained on, as `save_dataset` writes them, in `directory`; the JSON's path."""
+    save_dataset(directory, (make_item("validate", index) for index in range(count)))
+    return directory / DATASET

@@ -1,101 +1,137 @@
 """The `medvlm-export` command."""
 
+import contextlib
+import dataclasses
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
 
 from ..runtime.commands import ErrorCommand, shown_item
+from ..runtime.describe import loss_line
 from ..runtime.errors import InputError
 from ..runtime.manifest import Manifest
 
 try:
-    from .convert import Checkpoint, check_export, write_bundle
-    from .recipe import PrefillName, Recipe, RecipeName, VisionName, make_recipe
+    from .calibration import Calibration, check_collection, collect, steps
+    from .checkpoint import Checkpoint
+    from .cli_options import Measuring, measuring_options, recipe_options
+    from .convert import ObservePart, bundle_bytes, check_export, read_bytes, write_bundle
+    from .loss import check_measuring, measure_loss, note_loss
+    from .questions import Questions, open_questions
+    from .recipe import Blockwise, Recipe
+    from .report import Tried, read_tried
+    from .report_file import check_report_path, write_report
+    from .tensor_losses import TensorLosses, make_report
+    from .workdir import Workdir
 except ModuleNotFoundError as error:
     click.echo(f"Error: {error.name} is not installed; pip install 'medvlm[export]'", err=True)
     sys.exit(InputError.exit_code)
-
-BLOCK_SIZES = ("32", "64", "128", "256")
 
 
 @click.command(cls=ErrorCommand, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="medvlm")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--int4", "precision", flag_value="int4", default=True, help="4-bit decoder, 8-bit vision (the default).")
-@click.option("--int8", "precision", flag_value="int8", help="8-bit decoder and vision.")
-@click.option(
-    "--nf4", "precision", flag_value="nf4", help="4-bit decoder in bitsandbytes' NF4, which a CPU multiplies slowly."
-)
-@click.option("--fp32", "precision", flag_value="fp32", help="No quantization.")
-@click.option("--block-size", type=click.Choice(BLOCK_SIZES), help="Weights a scale  [default: 128; 64 with --nf4]")
-@click.option("--symmetric/--asymmetric", default=False, help="Blocks without or with a zero point  [default: with]")
-@click.option(
-    "--accuracy-level",
-    type=click.Choice(["0", "4"]),
-    default="4",
-    show_default=True,
-    help="MatMulNBits' own: 4 rounds activations to int8 for speed, 0 multiplies in float32.",
-)
-@click.option(
-    "--vision",
-    type=click.Choice(["w8a8", "w8", "fp32"]),
-    help="The vision encoder: int8 by int8, int8 weights in blocks, or float32  [default: w8a8; fp32 with --fp32]",
-)
-@click.option(
-    "--prefill",
-    type=click.Choice(["w8a8", "same"]),
-    help="How prompts are read: by an int8 copy of the decoder's layers, or by the decoder  [default: w8a8; same "
-    "with --fp32]",
-)
+@recipe_options
+@measuring_options
 @click.option("--force", is_flag=True, help="Replace OUT where it is a bundle.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
-def main(
-    checkpoint: Path,
-    out: Path,
-    precision: RecipeName,
-    block_size: str | None,
-    symmetric: bool,
-    accuracy_level: str,
-    vision: VisionName | None,
-    prefill: PrefillName | None,
-    force: bool,
-    quiet: bool,
-) -> None:
+def main(checkpoint: Path, out: Path, recipe: Recipe, measuring: Measuring, force: bool, quiet: bool) -> None:
     """Convert the Hugging Face CHECKPOINT of MedVLM-R1 or Qwen2-VL-2B to the ONNX bundle OUT.
 
-    Needs neither torch nor transformers (but for --nf4: bitsandbytes and torch). OUT is written whole or not at all.
+    Needs neither torch nor transformers (but for --nf4: bitsandbytes and torch). OUT is written whole or not at all. A
+    calibration that is interrupted goes on where it was when the same command is given again.
     """
-    recipe = make_recipe(
-        precision,
-        None if block_size is None else int(block_size),
-        symmetric=symmetric,
-        accuracy_level=int(accuracy_level),
-        vision=vision,
-        prefill=prefill,
-    )
     opened = check_export(checkpoint, out, recipe, force=force)
-    if quiet:
-        write_bundle(opened, out, recipe)
-        return
-    if not opened.has_template:
+    tried = _check(opened, out, recipe, measuring)
+    if not (quiet or opened.has_template):
         click.echo("Note: the checkpoint has no chat template; Qwen2-VL's own is used", err=True)
     started = time.perf_counter()
-    manifest = _write_with_progress(opened, out, recipe)
-    click.echo(parts_table(manifest, time.perf_counter() - started))
+    with contextlib.ExitStack() as stack:
+        questions = _questions(stack, recipe, measuring)
+        workdir = None
+        if questions.calibrating:
+            calibration = Calibration(questions.name, questions.calibrating, measuring.threads, measuring.mixed)
+            check_collection(opened, out, recipe, calibration)
+            recipe, workdir = _collect(opened, out, recipe, calibration, quiet=quiet)
+        losses = TensorLosses() if measuring.report else None
+        manifest = _write(opened, out, recipe, workdir, losses, quiet=quiet)
+        if workdir is not None:
+            workdir.remove()
+        if not quiet:
+            click.echo(parts_table(manifest, time.perf_counter() - started))
+        if measuring.report and losses:
+            with _bar(2 * len(questions.measuring), "Measuring", quiet=quiet) as step:
+                found = measure_loss(opened, out, questions.measuring, measuring.threads, step)
+            manifest = note_loss(out, manifest, found, questions.name)
+            report = make_report(manifest, losses, found, questions.name, time.perf_counter() - started)
+            paths = write_report(measuring.report, report, tried)
+            if not quiet:
+                click.echo(f"lost: {loss_line(found.loss(questions.name))}\n" + "\n".join(map(str, paths)))
 
 
-def _write_with_progress(checkpoint: Checkpoint, out: Path, recipe: Recipe) -> Manifest:
+def _check(opened: Checkpoint, out: Path, recipe: Recipe, measuring: Measuring) -> list[Tried]:
+    """Find what is wrong with what is measured, before any work; the reports to compare with."""
+    if measuring.mixed is not None and not (isinstance(recipe.decoder, Blockwise) and recipe.decoder.bits == 4):
+        raise InputError("--mixed keeps tensors of a 4-bit decoder at 8 bits; give it with --int4")
+    if measuring.mixed is not None and measuring.mixed < 0:
+        raise InputError(f"--mixed is {measuring.mixed:g} MB; give 0 or more")
+    for name in ("calibration_questions", "report_questions"):
+        if getattr(measuring, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} is {getattr(measuring, name)}; give at least 1")
+    if measuring.tried and not measuring.report:
+        raise InputError("--tried shows reports beside this one; give --report too")
+    if measuring.report:
+        check_report_path(measuring.report, out)
+        check_measuring(opened, out, measuring.report_questions, bundle_bytes(opened, recipe))
+    return [read_tried(path) for path in measuring.tried]
+
+
+def _questions(stack: contextlib.ExitStack, recipe: Recipe, measuring: Measuring) -> Questions:
+    """What is asked, as far as something is. The same questions are measured on whether others calibrate or not."""
+    collecting = recipe.calibrated or measuring.mixed is not None
+    if not (collecting or measuring.report):
+        return Questions("", [], [])
+    wanted = measuring.calibration_questions, measuring.report_questions if measuring.report else 0
+    questions = stack.enter_context(open_questions(measuring.calibrate, measuring.images, *wanted))
+    return questions if collecting else dataclasses.replace(questions, calibrating=[])
+
+
+def _collect(
+    opened: Checkpoint, out: Path, recipe: Recipe, calibration: Calibration, *, quiet: bool
+) -> tuple[Recipe, Workdir]:
+    with _bar(steps(opened, recipe, calibration), "Calibrating", quiet=quiet) as step:
+        collected = collect(opened, out, recipe, calibration, step)
+    return collected.recipe, collected.workdir
+
+
+def _write(
+    opened: Checkpoint, out: Path, recipe: Recipe, workdir: Workdir | None, observe: ObservePart | None, *, quiet: bool
+) -> Manifest:
     """Write the bundle under a bar that shows the tensor, its bytes, how far the work is and the time left."""
-    total = checkpoint.read_bytes(recipe)
+    if quiet:
+        return write_bundle(opened, out, recipe, calibrated=workdir, observe=observe)
+    total = read_bytes(opened, recipe)
     with click.progressbar(length=total, label="Exporting", file=sys.stderr, item_show_func=shown_item) as bar:
 
         def show(name: str, size: int) -> None:
-            bar.update(size, f"{(bar.pos + size) / 1e9:.2f}/{total / 1e9:.2f} GB  {name}, {size / 1e6:.1f} MB")
+            done = f"{(bar.pos + size) / 1e9:.2f}/{total / 1e9:.2f} GB  {name}"
+            bar.update(size, f"{done}, {size / 1e6:.1f} MB" if size else done)
 
-        return write_bundle(checkpoint, out, recipe, show)
+        return write_bundle(opened, out, recipe, show, workdir, observe)
+
+
+@contextlib.contextmanager
+def _bar(length: int, label: str, *, quiet: bool) -> Iterator[Callable[[str], None]]:
+    """A progress bar, and what moves it on by a step."""
+    if quiet:
+        yield lambda what: None
+        return
+    with click.progressbar(length=length, label=label, file=sys.stderr, item_show_func=shown_item) as bar:
+        yield lambda what: bar.update(1, what)
 
 
 def parts_table(manifest: Manifest, seconds: float) -> str:
