@@ -10,7 +10,7 @@ import click
 
 from ..runtime.cli_options import THREADS, with_options
 from ..runtime.errors import InputError
-from .recipe import DEFAULT_METHOD, Method, make_recipe
+from .recipe import Method, make_recipe
 
 BLOCK_SIZES = ("32", "64", "128", "256")
 
@@ -54,8 +54,8 @@ _RECIPE = (
     click.option(
         "--method",
         type=click.Choice(["rtn", "hqq", "awq", "gptq", "awq+gptq"]),
-        help="How 4-bit codes are chosen: rounding to the nearest or HQQ, by weights alone; AWQ, GPTQ or both, by "
-        f"activations on --calibrate  [default: {DEFAULT_METHOD.partition('-')[0]}; rtn with --int8]",
+        help="How codes are chosen: rounding to the nearest or HQQ, by weights alone; AWQ, GPTQ or both, by activations "
+        "on --calibrate  [default: rtn]",
     ),
     click.option(
         "--scale",
@@ -193,11 +193,11 @@ def measuring_options(command: Command) -> Command:
 
 
 def _method(precision: str, method: Method | None, scale: str | None) -> Method | None:
-    """The method, with the scale's choice in it."""
+    """The method, with the scale's choice in it; None for the default of the precision."""
     if scale is not None and method not in (None, "rtn"):
         raise InputError(f"--scale {scale} belongs to --method rtn; leave one of them out")
     if precision not in ("int4", "int8") and (method or scale):
         raise InputError(f"--method belongs to --int4 and --int8; leave it out with --{precision}")
-    if scale is None:
-        return method
-    return "rtn-search" if scale == "search" else "rtn"
+    if scale is not None:
+        return "rtn-search" if scale == "search" else "rtn"
+    return None if method == "rtn" else method

@@ -17,7 +17,7 @@ Method = Literal["rtn", "rtn-search", "hqq", "awq", "gptq", "awq+gptq"]
 """How blocks get their codes: rounding to the nearest within the range or within one that is searched, HQQ, and what
 looks at activations."""
 CALIBRATED: tuple[Method, ...] = ("awq", "gptq", "awq+gptq")
-DEFAULT_METHOD: Method = "hqq"
+DEFAULT_METHOD: Method = "rtn-search"
 
 
 @dataclass(frozen=True)
