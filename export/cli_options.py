@@ -54,8 +54,8 @@ _RECIPE = (
     click.option(
         "--method",
         type=click.Choice(["rtn", "hqq", "awq", "gptq", "awq+gptq"]),
-        help="How codes are chosen: rounding to the nearest or HQQ, by weights alone; AWQ, GPTQ or both, by activations "
-        "on --calibrate  [default: rtn]",
+        help="How codes are chosen: rounding to the nearest or HQQ, by weights alone; AWQ, GPTQ or both, by inputs on "
+        "--calibrate  [default: rtn]",
     ),
     click.option(
         "--scale",

@@ -185,7 +185,7 @@ def make_recipe(
         "w8a8": W8A8(),
         "w8": blocks(8, "rtn"),
         # Activations are collected for the decoder only.
-        "w4": blocks(4, "hqq"),
+        "w4": blocks(4, "rtn-search"),
         "fp32": Float32(),
     }
     chosen_vision = encoders[vision or ("fp32" if exact else "w8a8")]
