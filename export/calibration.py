@@ -49,7 +49,7 @@ class Collected:
 
 
 def steps(checkpoint: Checkpoint, recipe: Recipe, calibration: Calibration) -> int:
-    """How often `collect` reports progress."""
+    """How often `collect` reports progress where it makes the samples itself."""
     layers = checkpoint.config.text.layers + 1
     passes = (calibration.mixed_mb is not None) + recipe.calibrated
     return len(calibration.items) + checkpoint.config.vision.depth + layers * passes
@@ -65,15 +65,22 @@ def check_collection(checkpoint: Checkpoint, out: Path, recipe: Recipe, calibrat
 
 
 def collect(
-    checkpoint: Checkpoint, out: Path, recipe: Recipe, calibration: Calibration, progress: Progress = lambda what: None
+    checkpoint: Checkpoint,
+    out: Path,
+    recipe: Recipe,
+    calibration: Calibration,
+    progress: Progress = lambda what: None,
+    samples: Sequence[Sample] | None = None,
 ) -> Collected:
     """Run the questions through the model and decide what `recipe` and `calibration` leave open.
 
     All that was done is kept in a folder beside `out`, under a name of its own for these very settings: after an
-    interruption the same call goes on from there.
+    interruption the same call goes on from there. samples: what `collect_samples` made of the same questions, so that
+    several recipes of one checkpoint share them; made here where they are not given.
     """
     workdir = Workdir(out.resolve().with_name(f".{out.name}.calibration-{_digest(checkpoint, recipe, calibration)}"))
-    samples = _samples(checkpoint, calibration, workdir, progress)
+    if samples is None:
+        samples = collect_samples(checkpoint, calibration, workdir, progress)
     recipe = dataclasses.replace(recipe, calibration=CalibrationData(calibration.name, len(calibration.items)))
     if calibration.mixed_mb is not None:
         chosen = workdir.eight_bits()
@@ -89,16 +96,10 @@ def collect(
     return Collected(recipe, workdir)
 
 
-def smoothed_reader(checkpoint: Checkpoint, recipe: Recipe) -> ReadTensor:
-    """Reads the decoder with the scales folded in that its weights alone decide."""
-    if not recipe.smooth:
-        return checkpoint.read
-    scales = smooth_scales(checkpoint, recipe, lambda what: None)
-    return FoldedReader(checkpoint.read, text_sites(checkpoint.config.text), scales)
-
-
-def _samples(checkpoint: Checkpoint, calibration: Calibration, workdir: Workdir, progress: Progress) -> list[Sample]:
-    """The questions with the model's own answers, as the decoder reads them."""
+def collect_samples(
+    checkpoint: Checkpoint, calibration: Calibration, workdir: Workdir, progress: Progress = lambda what: None
+) -> list[Sample]:
+    """The questions with the model's own answers, as the decoder reads them; kept in `workdir`, or found there."""
     config, speaker = checkpoint.config, workdir.path / "speaker"
     samples = workdir.samples()
     if samples is not None:
@@ -115,6 +116,14 @@ def _samples(checkpoint: Checkpoint, calibration: Calibration, workdir: Workdir,
     workdir.save_samples(samples)
     shutil.rmtree(speaker)
     return samples
+
+
+def smoothed_reader(checkpoint: Checkpoint, recipe: Recipe) -> ReadTensor:
+    """Reads the decoder with the scales folded in that its weights alone decide."""
+    if not recipe.smooth:
+        return checkpoint.read
+    scales = smooth_scales(checkpoint, recipe, lambda what: None)
+    return FoldedReader(checkpoint.read, text_sites(checkpoint.config.text), scales)
 
 
 def _digest(checkpoint: Checkpoint, recipe: Recipe, calibration: Calibration) -> str:

@@ -1,8 +1,10 @@
 """Two bundles asked the same questions, and one read the other's answers.
 
-Only one is loaded at a time: first A answers everything, then B reads A's answers and gives its own.
+Only one is loaded at a time: first A answers everything, then B reads A's answers and gives its own. Where several Bs
+are compared with one A, `reference` keeps what A said for all of them.
 """
 
+import contextlib
 import dataclasses
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -84,16 +86,43 @@ def plan(
 
 
 def carry_out(plan: Plan, progress: Progress = lambda what: None) -> Comparison:
-    """Load A, then B, and compare.
+    """Load A, then B, and compare; raises as `reference`."""
+    with reference(plan, progress) as kept:
+        # A is out of memory here: it went with the call that loaded it.
+        return _against(kept, plan, progress)
 
-    A's logits wait for B in a temporary file: vocab_size x 4 bytes (0.6 MB at full size) for each token of A's answers.
-    It is removed at the end, however that comes. Raises `MedVLMError` where there is no room for it.
+
+@dataclass(frozen=True)
+class Reference:
+    """What A said: its answers to the items of `plan`, and the logits at their tokens."""
+
+    plan: Plan
+    answers: Sequence[Answer]
+    logits: "_Spool"
+
+    def compare(self, bundle_b: Path, progress: Progress = lambda what: None) -> Comparison:
+        """Load a bundle and compare it with A as `carry_out` would; "B" is what `progress` is called with.
+
+        Raises `InputError` for a bundle that does not read questions as the plan's B does: what fits may then differ.
+        """
+        b = open_bundle(bundle_b)
+        _check_same_tokens(self.plan.a, b)
+        if _reads(b) != _reads(self.plan.b):
+            raise InputError(
+                f"{bundle_b} reads questions in another way than {self.plan.b.directory}; plan anew for it"
+            )
+        return _against(self, dataclasses.replace(self.plan, b=b), progress)
+
+
+@contextlib.contextmanager
+def reference(plan: Plan, progress: Progress = lambda what: None) -> Iterator[Reference]:
+    """Load A and keep what it says, to compare any number of bundles with it within the block.
+
+    A's logits wait in a temporary file: vocab_size x 4 bytes (0.6 MB at full size) for each token of A's answers. It is
+    removed at the end, however that comes. Raises `MedVLMError` where there is no room for it.
     """
     with _Spool(plan.a.manifest.text.vocab_size) as spool:
-        answers_a = _answer(plan, spool, progress)
-        # A is out of memory here: it went with the call that loaded it.
-        answers_b, readings = _answer_and_read(plan, answers_a, spool, progress)
-    return summarize(plan.items, answers_a, answers_b, readings)
+        yield Reference(plan, _answer(plan, spool, progress), spool)
 
 
 def _answer(plan: Plan, spool: "_Spool", progress: Progress) -> list[Answer]:
@@ -106,13 +135,12 @@ def _answer(plan: Plan, spool: "_Spool", progress: Progress) -> list[Answer]:
     return answers
 
 
-def _answer_and_read(
-    plan: Plan, answers_a: Sequence[Answer], spool: "_Spool", progress: Progress
-) -> tuple[list[Answer], list[Reading]]:
-    """B's answers, and what it makes of A's."""
+def _against(kept: Reference, plan: Plan, progress: Progress) -> Comparison:
+    """Load B of `plan`: its answers, and what it makes of A's."""
     answers, readings, model = [], [], _load(plan.b, plan)
-    for (request, answer), answer_a in zip(_ask(model, plan), answers_a, strict=True):
-        logits_a, logits_b = spool.read(len(answer_a.token_ids)), model.score(request, answer_a.token_ids)
+    kept.logits.rewind()
+    for (request, answer), answer_a in zip(_ask(model, plan), kept.answers, strict=True):
+        logits_a, logits_b = kept.logits.read(len(answer_a.token_ids)), model.score(request, answer_a.token_ids)
         reading = Reading(kl_divergence(logits_a, logits_b), logits_a.argmax(axis=1) == logits_b.argmax(axis=1))
         if not np.isfinite(reading.kl).all():
             index = plan.items[len(answers)].index
@@ -120,7 +148,7 @@ def _answer_and_read(
         answers.append(answer)
         readings.append(reading)
         progress("B")
-    return answers, readings
+    return summarize(plan.items, kept.answers, answers, readings)
 
 
 def _load(bundle: Bundle, plan: Plan) -> MedVLM:
@@ -132,6 +160,12 @@ def _ask(model: MedVLM, plan: Plan) -> Iterator[tuple[Request, Answer]]:
     for item, decoding in zip(plan.items, plan.decodings, strict=True):
         request = model.processor.prepare(item.images, item.problem)
         yield request, model.run(request, decoding).finish()
+
+
+def _reads(bundle: Bundle) -> tuple[object, ...]:
+    """What decides how many tokens a question has, and how many fit, beside the tokenizer."""
+    manifest = bundle.manifest
+    return manifest.preprocessing, manifest.prompt, context_length(bundle, None)
 
 
 def _check_same_tokens(a: Bundle, b: Bundle) -> None:
@@ -164,7 +198,7 @@ def _decodings(a: Bundle, b: Bundle, items: Sequence[DatasetItem], length: int, 
 
 
 class _Spool:
-    """Rows of logits in a temporary file, written one after the other and then read in the same order.
+    """Rows of logits in a temporary file, written one after the other and then read in the same order, often.
 
     It is written, not mapped: a full disk is then an error that can be told, where a mapping ends the process.
     """
@@ -191,6 +225,10 @@ class _Spool:
                 f"the logits cannot be kept in {tempfile.gettempdir()} ({error.strerror}); "
                 "set TMPDIR to a folder with more room, or give fewer --questions"
             ) from None
+
+    def rewind(self) -> None:
+        """Read from the first row on again."""
+        self._read = 0
 
     def read(self, tokens: int) -> NDArray[np.float32]:
         """The next rows [tokens, vocab_size]."""
