@@ -25,7 +25,7 @@ from medvlm.runtime import compare as compare_module
 from medvlm.runtime import model as model_module
 from medvlm.runtime.answer import parse_answer
 from medvlm.runtime.cli import main
-from medvlm.runtime.compare import PLAIN, compare
+from medvlm.runtime.compare import PLAIN, compare, plan, reference
 from medvlm.runtime.compare_cli import summary
 from medvlm.runtime.comparison import Comparison, Reading, summarize
 from medvlm.runtime.dataset import DatasetItem, read_dataset
@@ -99,6 +99,19 @@ def test_distances_are_torchs_of_both_bundles_logits_at_the_first_ones_answers(
     assert comparison.kl_p95 == pytest.approx(kl.quantile(0.95).item(), rel=1e-2)
     assert comparison.kl_max == pytest.approx(kl.max().item(), rel=1e-2)
     assert comparison.top1_agreement == pytest.approx(torch.cat(agreements).double().mean().item(), abs=2 / len(kl))
+
+
+def test_reference_answers_once_for_all_that_are_compared_with_it(
+    exact_bundle: Path, demo_bundle: Path, items: list[DatasetItem], comparison: Comparison
+) -> None:
+    said: list[str] = []
+    planned = plan(exact_bundle, exact_bundle, items, decoding=SHORT, threads=1)
+    with reference(planned, said.append) as kept:
+        assert said == ["A"] * QUESTIONS
+        found = [kept.compare(bundle, said.append) for bundle in (demo_bundle, exact_bundle, demo_bundle)]
+    assert said[QUESTIONS:] == ["B"] * 3 * QUESTIONS
+    assert found[0] == found[2] == comparison
+    assert (found[1].kl, found[1].flips) == (0, 0)
 
 
 def test_four_bits_change_a_little_and_not_much(comparison: Comparison) -> None:
@@ -271,6 +284,17 @@ def test_other_vocabularies_and_other_tokenizers_are_refused_before_any_work(
     other = with_manifest(demo_bundle, tmp_path / "other", tokenizer="0" * 64)
     for pair in ((demo_bundle, tiny_bundle), (demo_bundle, other), (other, demo_bundle)):
         assert "different vocabularies or tokenizers" in refusal(*pair, items)
+
+
+def test_bundle_for_which_the_plan_does_not_hold_is_refused(
+    demo_bundle: Path, tmp_path: Path, items: list[DatasetItem]
+) -> None:
+    foreign = with_manifest(demo_bundle, tmp_path / "foreign", tokenizer="0" * 64)
+    short = with_manifest(demo_bundle, tmp_path / "short", max_positions=400)
+    with reference(plan(demo_bundle, demo_bundle, items[:1], decoding=SHORT, threads=1)) as kept:
+        for bundle, says in ((foreign, "different vocabularies"), (short, "reads questions in another way")):
+            with pytest.raises(InputError, match=says):
+                kept.compare(bundle)
 
 
 @pytest.mark.usefixtures("no_session")
