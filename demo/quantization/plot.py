@@ -1,4 +1,4 @@
-"""Size against KL divergence as a picture: a curve for each way over the block sizes."""
+"""Size against KL divergence at 4 bits as a picture: a curve for each way over the block sizes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,28 +9,31 @@ from .cases import WAYS
 from .rows import Row
 
 # Of the palette of Okabe and Ito: a colour for each family of ways, a line for each of its members.
-_FAMILIES = (
-    ("awq+gptq", "#0072B2"),
-    ("gptq", "#56B4E9"),
-    ("awq", "#009E73"),
-    ("hqq", "#E69F00"),
-    ("rtn-search", "#CC79A7"),
-    ("rtn", "#555555"),
-    ("nf4", "#D55E00"),
-    ("int8", "#000000"),
-)
+_COLORS = {
+    "awq+gptq": "#0072B2",
+    "gptq": "#56B4E9",
+    "awq": "#009E73",
+    "hqq": "#E69F00",
+    "rtn-search": "#CC79A7",
+    "rtn": "#555555",
+    "nf4": "#D55E00",
+}
 _LINES = ("o-", "s--", "^:", "d-.")
 
 
 def draw(rows: Sequence[Row], out: Path) -> None:
-    """Draw the rows to `out`: models side by side, settings below each other.
+    """Draw the rows of 4 bits to `out`: models side by side, settings below each other.
 
-    Raises `InputError` without matplotlib, and where it cannot write `out`.
+    int8 is left out: nearly twice as large and far closer, it would leave the others no room. Raises `InputError`
+    without matplotlib, where nothing is left to draw, and where it cannot write `out`.
     """
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
         raise InputError("matplotlib is not installed; pip install 'medvlm[plot]'") from None
+    rows = [row for row in rows if WAYS[row.way].precision != "int8"]
+    if not rows:
+        raise InputError("there is nothing of 4 bits to draw; give other --methods, or no --plot")
     models, settings = (list(dict.fromkeys(getattr(row, name) for row in rows)) for name in ("model", "setting"))
     figure = Figure(figsize=(2.2 + 4.4 * len(models), 3.9 * len(settings)), dpi=150, layout="constrained")
     panels: Any = figure.subplots(len(settings), len(models), squeeze=False, sharey="row")
@@ -55,7 +58,7 @@ def _draw_panel(axes: Any, rows: Sequence[Row]) -> None:
         color, line = _style(way)
         sizes, divergences = [size for size, _, _ in curve], [kl for _, kl, _ in curve]
         axes.plot(sizes, divergences, line, color=color, label=way, linewidth=1, markersize=3.5)
-        for size, kl, block in curve if way in ("rtn", "nf4", "int8") else ():
+        for size, kl, block in curve if way in ("rtn", "nf4") else ():
             axes.annotate(str(block), (size, kl), (0, 4), textcoords="offset points", fontsize=6, color=color)
     axes.set_yscale("log")
     axes.grid(color="#DDDDDD", linewidth=0.6)
@@ -64,6 +67,6 @@ def _draw_panel(axes: Any, rows: Sequence[Row]) -> None:
 
 def _style(way: str) -> tuple[str, str]:
     """The colour of a way's family, and the line of its place in it."""
-    families = {name: next(family for family, _ in _FAMILIES if name.split()[0] == family) for name in WAYS}
-    members = [name for name in WAYS if families[name] == families[way]]
-    return dict(_FAMILIES)[families[way]], _LINES[members.index(way)]
+    family = way.split()[0]
+    members = [name for name in WAYS if name.split()[0] == family]
+    return _COLORS[family], _LINES[members.index(way)]
