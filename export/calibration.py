@@ -60,8 +60,10 @@ def check_collection(checkpoint: Checkpoint, out: Path, recipe: Recipe, calibrat
     text = checkpoint.config.text
     # Samples and streams are embeddings, of questions that are seldom longer than this.
     streams = 2 * len(calibration.items) * 1024 * text.hidden_size * 4
-    meanwhile = max(bundle_bytes(checkpoint, _SPEAKER), streams + bundle_bytes(checkpoint, recipe))
-    check_space(out, bundle_bytes(checkpoint, recipe) + meanwhile)
+    size = bundle_bytes(checkpoint, recipe)
+    # At 8 bits nothing takes twice as much.
+    size += int(min((calibration.mixed_mb or 0) * 1e6, size))
+    check_space(out, size + max(bundle_bytes(checkpoint, _SPEAKER), streams + size))
 
 
 def collect(
@@ -89,6 +91,9 @@ def collect(
             found = sensitivities(checkpoint.config.text, read, recipe, samples, calibration.threads, progress)
             chosen = choose_eight_bits(found, calibration.mixed_mb * 1e6)
             workdir.save_eight_bits(chosen)
+        else:
+            for _ in range(checkpoint.config.text.layers + 1):
+                progress("done before")
         recipe = dataclasses.replace(recipe, eight_bits=chosen)
     if recipe.calibrated:
         read = smoothed_reader(checkpoint, recipe)

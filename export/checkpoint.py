@@ -28,16 +28,20 @@ class Checkpoint:
     tensors: dict[str, TensorInfo]
     has_template: bool
 
+    def stored_name(self, name: str) -> str:
+        """The name that a tensor is stored under: the head is the embedding table where the checkpoint ties them."""
+        return EMBEDDING if name == HEAD and self.config.text.tied_embeddings else name
+
     def info(self, name: str) -> TensorInfo:
-        """Where a tensor lies. The head is the embedding table where the checkpoint ties them."""
-        tied = name == HEAD and self.config.text.tied_embeddings
-        return self.tensors[EMBEDDING if tied else name]
+        """Where a tensor lies."""
+        return self.tensors[self.stored_name(name)]
 
     def read(self, name: str) -> NDArray[np.float32]:
         """A tensor as float32. Raises `CheckpointError` where it holds values that are not finite."""
         tensor = self.info(name).read()
         if not np.isfinite(tensor).all():
-            raise CheckpointError(f"{name} holds values that are not finite; download the checkpoint again")
+            stored = self.stored_name(name)
+            raise CheckpointError(f"{stored} holds values that are not finite; download the checkpoint again")
         return tensor
 
 

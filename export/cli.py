@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,11 +14,13 @@ from ..runtime.commands import ErrorCommand, shown_item
 from ..runtime.describe import loss_line
 from ..runtime.errors import InputError
 from ..runtime.manifest import Manifest
+from ..runtime.model import check_threads
+from ..runtime.session import check_device
 
 try:
     from .calibration import Calibration, check_collection, collect, steps
     from .checkpoint import Checkpoint
-    from .cli_options import Measuring, measuring_options, recipe_options
+    from .cli_options import DEFAULT_DATASET, Measuring, measuring_options, recipe_options
     from .convert import ObservePart, bundle_bytes, check_export, read_bytes, write_bundle
     from .loss import check_measuring, measure_loss, note_loss
     from .questions import Questions, open_questions
@@ -47,11 +50,11 @@ def main(checkpoint: Path, out: Path, recipe: Recipe, measuring: Measuring, forc
     """
     opened = check_export(checkpoint, out, recipe, force=force)
     tried = _check(opened, out, recipe, measuring)
-    if not (quiet or opened.has_template):
-        click.echo("Note: the checkpoint has no chat template; Qwen2-VL's own is used", err=True)
     started = time.perf_counter()
     with contextlib.ExitStack() as stack:
         questions = _questions(stack, recipe, measuring)
+        if not (quiet or opened.has_template):
+            click.echo("Note: the checkpoint has no chat template; Qwen2-VL's own is used", err=True)
         workdir = None
         if questions.calibrating:
             calibration = Calibration(questions.name, questions.calibrating, measuring.threads, measuring.mixed)
@@ -77,7 +80,7 @@ def _check(opened: Checkpoint, out: Path, recipe: Recipe, measuring: Measuring) 
     """Find what is wrong with what is measured, before any work; the reports to compare with."""
     if measuring.mixed is not None and not (isinstance(recipe.decoder, Blockwise) and recipe.decoder.bits == 4):
         raise InputError("--mixed keeps tensors of a 4-bit decoder at 8 bits; give it with --int4")
-    if measuring.mixed is not None and measuring.mixed < 0:
+    if measuring.mixed is not None and not 0 <= measuring.mixed < math.inf:
         raise InputError(f"--mixed is {measuring.mixed:g} MB; give 0 or more")
     for name in ("calibration_questions", "report_questions"):
         if getattr(measuring, name) < 1:
@@ -87,17 +90,26 @@ def _check(opened: Checkpoint, out: Path, recipe: Recipe, measuring: Measuring) 
     if measuring.report:
         check_report_path(measuring.report, out)
         check_measuring(opened, out, measuring.report_questions, bundle_bytes(opened, recipe))
+    if _collecting(recipe, measuring) or measuring.report:
+        check_device("auto")
+        check_threads(measuring.threads)
+    elif measuring.calibrate or measuring.images:
+        raise InputError("--calibrate is for --method awq or gptq, for --mixed and for --report; give one of them too")
     return [read_tried(path) for path in measuring.tried]
 
 
 def _questions(stack: contextlib.ExitStack, recipe: Recipe, measuring: Measuring) -> Questions:
     """What is asked, as far as something is. The same questions are measured on whether others calibrate or not."""
-    collecting = recipe.calibrated or measuring.mixed is not None
+    collecting = _collecting(recipe, measuring)
     if not (collecting or measuring.report):
         return Questions("", [], [])
     wanted = measuring.calibration_questions, measuring.report_questions if measuring.report else 0
-    questions = stack.enter_context(open_questions(measuring.calibrate, measuring.images, *wanted))
+    questions = stack.enter_context(open_questions(measuring.calibrate or DEFAULT_DATASET, measuring.images, *wanted))
     return questions if collecting else dataclasses.replace(questions, calibrating=[])
+
+
+def _collecting(recipe: Recipe, measuring: Measuring) -> bool:
+    return recipe.calibrated or measuring.mixed is not None
 
 
 def _collect(

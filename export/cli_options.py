@@ -13,6 +13,7 @@ from ..runtime.errors import InputError
 from .recipe import Method, make_recipe
 
 BLOCK_SIZES = ("32", "64", "128", "256")
+DEFAULT_DATASET = "demo"
 
 Command = Callable[..., None]
 
@@ -21,11 +22,11 @@ Command = Callable[..., None]
 class Measuring:
     """What activations are collected on, and what the loss is measured on.
 
-    calibrate: a dataset's JSON, or the name of one that is installed. images: where its images' paths start. mixed: MB
-    for tensors of 8 bits. report: where to. tried: reports of other bundles.
+    calibrate: a dataset's JSON, or the name of one that is installed; None where it was not given. images: where its
+    images' paths start. mixed: MB for tensors of 8 bits. report: where to. tried: reports of other bundles.
     """
 
-    calibrate: str
+    calibrate: str | None
     images: Path | None
     calibration_questions: int
     mixed: float | None
@@ -60,7 +61,7 @@ _RECIPE = (
     click.option(
         "--scale",
         type=click.Choice(["max", "search"]),
-        help="With rtn: scales that span a block's range, or those of least squared error  [default: search at 4 bits]",
+        help="With rtn: scales that span a block's range, or those of least squared error  [default: max]",
     ),
     click.option("--act-order", is_flag=True, help="With gptq: round the columns of largest inputs first."),
     click.option(
@@ -99,11 +100,9 @@ _RECIPE = (
 _MEASURING = (
     click.option(
         "--calibrate",
-        default="demo",
-        show_default=True,
         metavar="DATASET",
         help="Questions to collect activations and to measure on: a JSON file in the authors' form, or demo, drawings "
-        "that come along.",
+        f"that come along  [default: {DEFAULT_DATASET}]",
     ),
     click.option(
         "--images", type=click.Path(path_type=Path), help="Where its images' paths start  [default: beside it]"
@@ -152,6 +151,8 @@ def recipe_options(command: Command) -> Command:
         embedding: Any,
         **others: Any,
     ) -> None:
+        if act_order and "gptq" not in (method or ""):
+            raise InputError("--act-order belongs to --method gptq or awq+gptq; leave it out")
         recipe = make_recipe(
             precision,
             None if block_size is None else int(block_size),
@@ -176,7 +177,7 @@ def measuring_options(command: Command) -> Command:
     @functools.wraps(command)
     def wrapped(
         *args: Any,
-        calibrate: str,
+        calibrate: str | None,
         images: Path | None,
         calibration_questions: int,
         mixed: float | None,

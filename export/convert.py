@@ -107,8 +107,11 @@ def write_bundle(
 ) -> Manifest:
     """Write the bundle of a checked checkpoint, whole or not at all.
 
-    calibrated: what a calibration left, where `recipe` wants one. observe: sees every product as it is stored.
+    calibrated: what a calibration left, where `recipe` wants one: raises `InputError` without it. observe: sees every
+    product as it is stored.
     """
+    if recipe.calibrated and calibrated is None:
+        raise InputError(f"{recipe.decoder.label} looks at activations; collect them first, as medvlm-export does")
     with atomic_directory(out) as directory:
         prepared = prepare(checkpoint, recipe, calibrated, lambda what: progress(what, 0))
         manifest = _Writer(checkpoint, directory, recipe, prepared, progress, observe).write()
@@ -202,7 +205,7 @@ class _Writer:
 
     def _read(self, name: str) -> NDArray[np.float32]:
         tensor = self.checkpoint.read(name)
-        self.progress(name, self.checkpoint.info(name).nbytes)
+        self.progress(self.checkpoint.stored_name(name), self.checkpoint.info(name).nbytes)
         return tensor
 
     @contextlib.contextmanager

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from ..runtime.session import open_session
-from .graph import INLINE_BYTES, Graph
+from .graph import Graph
 from .layers import Layers, ReadTensor
 from .recipe import Float32
 
@@ -22,7 +22,7 @@ Watch = Callable[[str, NDArray[np.float32]], None]
 
 
 class _FedGraph(Graph):
-    """A graph whose weights are inputs, all but the smallest: one session then serves every layer."""
+    """A graph whose weights are inputs, all but sizes and axes: one session then serves every layer."""
 
     def __init__(self) -> None:
         super().__init__("layer")
@@ -30,7 +30,7 @@ class _FedGraph(Graph):
 
     def add_weight(self, name: str, array: NDArray[Any]) -> str:
         """Declare an input for `array`, and keep it."""
-        if array.nbytes <= INLINE_BYTES:
+        if array.dtype != np.float32:
             return super().add_weight(name, array)
         self.weights[name] = np.ascontiguousarray(array)
         return self.add_input(name, array.shape)
@@ -65,6 +65,8 @@ class LayerRunner:
 
     def load(self, read: ReadTensor) -> None:
         """Take the weights that `read` gives for layer 0's names."""
+        # The layer before goes first, so that two are never held.
+        self.weights = {}
         built = _build(self._build, read)
         self.weights, self._inputs = dict(built.weights), built.inputs
         if self._session is None:

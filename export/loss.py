@@ -13,7 +13,7 @@ from ..runtime.dataset import DatasetItem
 from ..runtime.manifest import MANIFEST, Manifest
 from .checkpoint import Checkpoint
 from .convert import bundle_bytes, write_bundle
-from .output import check_space
+from .output import check_space, terminate_as_interrupt
 from .recipe import make_recipe
 from .samples import ANSWERING
 
@@ -56,6 +56,7 @@ def note_loss(out: Path, manifest: Manifest, found: Comparison, dataset: str) ->
 def _temporary_sibling(out: Path) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.resolve().parent))
     try:
-        yield folder
+        with terminate_as_interrupt():
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

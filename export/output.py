@@ -70,7 +70,7 @@ def atomic_directory(out: Path) -> Iterator[Path]:
     """
     out = out.resolve()
     partial = _sibling(out, "partial")
-    with _terminate_as_interrupt():
+    with terminate_as_interrupt():
         try:
             partial.mkdir()
             yield partial
@@ -120,7 +120,7 @@ def _sync(directory: Path) -> None:
 
 
 @contextlib.contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
+def terminate_as_interrupt() -> Iterator[None]:
     """While it lasts, SIGTERM and a closed terminal end the work as Ctrl-C does: what was written is removed.
 
     Signals that the program ignores (nohup) or handles itself stay as they are.

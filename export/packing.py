@@ -9,14 +9,19 @@ from numpy.typing import NDArray
 from ..quant import blockwise
 from ..quant.gptq import quantize_gptq
 from ..quant.hqq import quantize_hqq
-from .recipe import Blockwise
+from .recipe import CALIBRATED, Blockwise
 
 Pack = Callable[[str, NDArray[np.float32], Blockwise], blockwise.Blockwise]
 """Quantizes the weight [out, in] of the product of a scope."""
 
 
 def pack_blocks(scope: str, weight: NDArray[np.float32], precision: Blockwise) -> blockwise.Blockwise:
-    """The blocks that need nothing but the weight: rounded to the nearest, or by HQQ."""
+    """The blocks that need nothing but the weight: rounded to the nearest, or by HQQ.
+
+    Raises ValueError for a method that looks at activations.
+    """
+    if precision.method in CALIBRATED:
+        raise ValueError(f"{scope} has no blocks: {precision.method} makes them from activations")
     bits, size, symmetric = precision.bits, precision.block_size, precision.symmetric
     if precision.method == "hqq":
         return quantize_hqq(weight, bits, size, symmetric=symmetric)
@@ -35,5 +40,7 @@ def pack_calibrated(
 
 
 def without_calibration(precision: Blockwise) -> Blockwise:
-    """What stands for a calibrated precision where no activations were collected: the nearest that needs none."""
+    """What stands for a precision where no activations were collected: the nearest that needs none."""
+    if precision.method not in CALIBRATED:
+        return precision
     return dataclasses.replace(precision, method="rtn-search", act_order=False)

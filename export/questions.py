@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..runtime.dataset import DatasetItem, read_dataset
 from ..runtime.errors import InputError, plain
+from ..runtime.images import load_image
 
 # Installed packages name datasets in this group of entry points: functions of a directory and a number of questions,
 # which they write there; they return the path of the JSON file.
@@ -34,6 +35,8 @@ def open_questions(dataset: str, images: Path | None, calibrating: int, measurin
     with contextlib.ExitStack() as stack:
         path, name = Path(dataset), plain(Path(dataset).name)
         if not path.is_file() and (write := _installed(dataset)):
+            if images is not None:
+                raise InputError(f"--images belongs to a dataset's JSON file; leave it out with {dataset}")
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             path, name = write(directory, calibrating + measuring), dataset
         items = read_dataset(path, images)
@@ -42,7 +45,19 @@ def open_questions(dataset: str, images: Path | None, calibrating: int, measurin
                 f"{name} has {len(items)} questions, and {calibrating} are to calibrate and others to measure on; "
                 "lower --calibration-questions or give more"
             )
-        yield Questions(name, items[:calibrating], items[calibrating : calibrating + measuring])
+        items = items[: calibrating + measuring]
+        for item in items:
+            _check_images(name, item)
+        yield Questions(name, items[:calibrating], items[calibrating:])
+
+
+def _check_images(name: str, item: DatasetItem) -> None:
+    """Raise `InputError` for an image that cannot be read: it would end hours of work."""
+    try:
+        for image in item.images:
+            load_image(image)
+    except InputError as error:
+        raise InputError(f"{name}[{item.index}]: {error}") from None
 
 
 def _installed(name: str) -> Callable[[Path, int], Path] | None:

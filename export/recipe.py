@@ -145,7 +145,7 @@ class Recipe:
 
     def to_json(self) -> dict[str, Any]:
         """The recipe as manifest.json holds it."""
-        return dataclasses.asdict(self)
+        return {**dataclasses.asdict(self), "eight_bits": list(self.eight_bits)}
 
 
 def make_recipe(

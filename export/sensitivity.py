@@ -1,5 +1,6 @@
 """Which products of the decoder deserve 8 bits: what 4 bits in each alone do to the output distribution."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -41,10 +42,10 @@ def sensitivities(
     threads: int | None = None,
     progress: Progress = lambda what: None,
 ) -> dict[str, Sensitivity]:
-    """The sensitivity of every product of the decoder, and of the head where it has blocks, by scope.
+    """The sensitivity of every product of the decoder, and of the head where it has blocks of 4 bits, by scope.
 
     One pass over the layers: each product of a layer starts a stream of its own, which goes on in float32 beside the
-    others. Blocks are made from weights alone, whatever method `recipe` has.
+    others. Blocks are made from weights alone: see `without_calibration`.
     """
     samples = samples[: _affordable(samples, dims)]
     exact: Streams = [sample.embeddings[None] for sample in samples]
@@ -67,7 +68,7 @@ def sensitivities(
     head.load(read)
     logits = _logits(head, samples, exact)
     kl = {scope: kl_divergence(logits, _logits(head, samples, streams)) for scope, streams in tried.items()}
-    if isinstance(recipe.head, Blockwise):
+    if isinstance(recipe.head, Blockwise) and recipe.head.bits == 4:
         extra[HEAD_SCOPE] = _round(head, HEAD_SCOPE, head.weight(HEAD_SCOPE), recipe.head)
         kl[HEAD_SCOPE] = kl_divergence(logits, _logits(head, samples, exact))
     progress("sensitivity, head")
@@ -103,9 +104,9 @@ def _round(layer: LayerRunner, product: str, weight: NDArray[np.float32], precis
     """Let the product multiply by its weight in blocks; how many more bytes it would take at 8 bits."""
     if not isinstance(precision, Blockwise):
         raise TypeError(f"{product} has no blocks")
-    packed = pack_blocks(product, weight, without_calibration(precision))
-    layer.replace(product, dequantize(packed))
-    return packed.packed.nbytes * 8 // packed.bits - packed.packed.nbytes
+    layer.replace(product, dequantize(pack_blocks(product, weight, without_calibration(precision))))
+    eight = dataclasses.replace(precision, bits=8)
+    return eight.weight_bytes(*weight.shape) - precision.weight_bytes(*weight.shape)
 
 
 def _logits(head: LayerRunner, samples: Sequence[Sample], streams: Streams) -> NDArray[np.float32]:

@@ -1,5 +1,6 @@
 """What tests share: tiny checkpoints and bundles, made once, and the folder of shared files where there is one."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from medvlm.demo.scans.catalog import KINDS
 from medvlm.export.convert import export
 from medvlm.export.recipe import make_recipe
 from medvlm.runtime import MedVLM
+from medvlm.runtime.dataset import DatasetItem, read_dataset
 from PIL import Image
 
 # An example's time says nothing on a busy machine. The examples are the same in every run, so that a commit passes or
@@ -28,6 +30,26 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("checkpoint") / "tiny"
     RandomCheckpoint().write(directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six questions about noise in the authors' form, one of them about two images: 4 to 6 visual tokens an image."""
+    directory, rng = tmp_path_factory.mktemp("dataset"), np.random.default_rng(5)
+    entries = []
+    for i in range(6):
+        names = [f"{i}-{n}.png" for n in range(2 if i == 1 else 1)]
+        for name in names:
+            Image.fromarray(rng.integers(0, 256, (56, 56 + 28 * (i % 2), 3), np.uint8)).save(directory / name)
+        entries.append({"image": names, "problem": f"Question {i}?\nA) Yes\nB) No", "solution": "AB"[i % 2]})
+    path = directory / "own.json"
+    path.write_text(json.dumps(entries))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_items(tiny_dataset: Path) -> list[DatasetItem]:
+    return read_dataset(tiny_dataset)
 
 
 @pytest.fixture(scope="session")

@@ -80,7 +80,7 @@ def refused(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     def refused(checkpoint: Path, out: Path, *options: object) -> str:
         before = names(out.parent) if out.parent.is_dir() else None
         with monkeypatch.context() as patched:
-            patched.setattr(cli, "write_bundle", lambda *_: pytest.fail("the work was begun"))
+            patched.setattr(cli, "write_bundle", lambda *_, **__: pytest.fail("the work was begun"))
             result = run(checkpoint, out, *options)
         assert result.exit_code == 2
         assert result.stdout == ""
@@ -267,7 +267,9 @@ def test_a_parent_that_is_not_writable_is_refused(tiny_checkpoint: Path, folder:
         ["--block-size", "x"],
         ["--int3"],
         ["--accuracy-level", "2"],
-        ["--vision", "w4"],
+        ["--vision", "w3"],
+        ["--method", "awq-gptq"],
+        ["--scale", "mean"],
         ["--vision", "same"],
         ["--prefill", "fp32"],
     ],
@@ -326,6 +328,7 @@ def test_nf4_without_its_packages_says_what_to_install(
 
 ROWS, FLOATS = {"kind": "w8a8"}, {"kind": "fp32"}
 BLOCKS = {"kind": "blockwise", "bits": 8, "block_size": 128, "symmetric": False, "accuracy_level": 4}
+BLOCKS |= {"method": "rtn", "act_order": False}
 
 
 @pytest.mark.parametrize(
@@ -336,6 +339,7 @@ BLOCKS = {"kind": "blockwise", "bits": 8, "block_size": 128, "symmetric": False,
         (["--fp32"], FLOATS, None),
         (["--vision", "w8a8"], ROWS, ROWS),
         (["--vision", "w8"], BLOCKS, ROWS),
+        (["--vision", "w4"], {**BLOCKS, "bits": 4, "method": "hqq"}, ROWS),
         (["--vision", "fp32"], FLOATS, ROWS),
         (["--prefill", "w8a8"], ROWS, ROWS),
         (["--prefill", "same"], ROWS, None),
@@ -368,7 +372,7 @@ def test_the_table_has_part_precision_size_and_time(tiny_checkpoint: Path, folde
     del files["manifest.json"]
     assert [row[:-1] for row in rows] == [
         ["vision encoder", "w8a8", f"{vision / 1e6:.1f} MB"],
-        ["decoder and head", "int4 block 128", f"{decoder / 1e6:.1f} MB"],
+        ["decoder and head", "int4 block 128 hqq", f"{decoder / 1e6:.1f} MB"],
         ["prefill", "w8a8", f"{prefill / 1e6:.1f} MB"],
         ["embedding table", "float16", f"{files['embeddings.bin'] / 1e6:.1f} MB"],
         ["all files", f"{sum(files.values()) / 1e6:.1f} MB"],
@@ -430,7 +434,7 @@ def wait(name, size):
         print("ready", flush=True)
         time.sleep(60)
 write_bundle = cli.write_bundle
-cli.write_bundle = lambda checkpoint, out, recipe: write_bundle(checkpoint, out, recipe, wait)
+cli.write_bundle = lambda checkpoint, out, recipe, **others: write_bundle(checkpoint, out, recipe, wait, **others)
 cli.main()
 """
 
@@ -461,12 +465,12 @@ def test_a_process_that_is_told_to_stop_leaves_nothing_behind(
 SLOW_BAR = """
 import time
 from medvlm.export import cli
-def slow(checkpoint, out, recipe, progress):
+def slow(checkpoint, out, recipe, progress, *others):
     def wait(name, size):
         progress(name, size)
         if name == "model.layers.0.mlp.up_proj.weight":
             time.sleep(1.1)
-    return write_bundle(checkpoint, out, recipe, wait)
+    return write_bundle(checkpoint, out, recipe, wait, *others)
 write_bundle, cli.write_bundle = cli.write_bundle, slow
 cli.main()
 """

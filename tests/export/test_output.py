@@ -19,6 +19,7 @@ import pytest
 from medvlm.demo.random_checkpoint import TEXT, VISION, RandomCheckpoint
 from medvlm.export.checkpoint import open_checkpoint
 from medvlm.export.convert import bundle_bytes, export, read_bytes, write_bundle
+from medvlm.export.folds import text_sites, vision_sites
 from medvlm.export.output import atomic_directory, check_output, check_space
 from medvlm.export.recipe import Blockwise, PrefillName, Recipe, RecipeName, VisionName, make_recipe
 from medvlm.export.safetensors import SINGLE, find_tensors
@@ -441,12 +442,16 @@ def test_an_export_takes_at_most_two_tensors_of_memory(precision: Any, middling:
 @pytest.mark.parametrize("prefill", PREFILLS)
 def test_progress_tells_every_tensor_and_byte_that_is_read(prefill: PrefillName, middling: Path, folder: Path) -> None:
     read: Counter[str] = Counter()
+    chosen: list[str] = []
     sizes = 0
 
     def progress(name: str, size: int) -> None:
         nonlocal sizes
-        read[name] += 1
-        sizes += size
+        if size:
+            read[name] += 1
+            sizes += size
+        else:
+            chosen.append(name)
 
     checkpoint = open_checkpoint(middling)
     recipe = make_recipe("int4", prefill=prefill)
@@ -460,6 +465,10 @@ def test_progress_tells_every_tensor_and_byte_that_is_read(prefill: PrefillName,
         twice |= {n for n in checkpoint.tensors if n.startswith("model.layers.") and not n.startswith(unread)}
     assert read == dict.fromkeys(checkpoint.tensors, 1) | dict.fromkeys(twice, 2)
     assert sizes == read_bytes(checkpoint, recipe)
+    # The scales to fold in come first, from weights that are read for them and not counted.
+    config = checkpoint.config
+    sites = [*vision_sites(config.vision), *text_sites(config.text)]
+    assert chosen == [f"scales of {site.name}" for site in sites]
 
 
 def poke(checkpoint: Path, name: str, value: int) -> None:

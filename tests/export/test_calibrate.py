@@ -1,0 +1,328 @@
+"""Calibration against torch: what it sees, what it makes of it, and that an interruption costs nothing but time."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from medvlm.export import calibrate
+from medvlm.export.calibrate import Calibrator
+from medvlm.export.calibration import Calibration, Collected, check_collection, collect, steps
+from medvlm.export.checkpoint import Checkpoint, open_checkpoint
+from medvlm.export.convert import export, write_bundle
+from medvlm.export.recipe import Recipe, make_recipe
+from medvlm.export.samples import Sample
+from medvlm.export.workdir import Workdir
+from medvlm.quant import dequantize
+from medvlm.runtime.dataset import DatasetItem
+from medvlm.runtime.errors import InputError
+from numpy.typing import NDArray
+from transformers import Qwen2VLForConditionalGeneration
+
+Array = NDArray[np.float32]
+KINDS = ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj")
+SITES = ("attn/qkv_proj", "attn/o_proj", "mlp/gate_proj", "mlp/down_proj")
+
+
+class InterruptedError(Exception):
+    """Stands for Ctrl-C."""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_checkpoint: Path) -> Checkpoint:
+    return open_checkpoint(tiny_checkpoint)
+
+
+def recipe_of(method: Any, **options: Any) -> Recipe:
+    return make_recipe("int4", 32, method=method, vision="fp32", prefill="same", accuracy_level=0, **options)
+
+
+def text_samples(checkpoint: Checkpoint) -> list[Sample]:
+    """Two samples of text alone, whose positions count up on all axes."""
+    rng, dims, samples = np.random.default_rng(3), checkpoint.config.text, []
+    table = checkpoint.read("model.embed_tokens.weight")
+    frequencies = dims.rope_theta ** (-np.arange(dims.head_size // 2) * 2 / dims.head_size)
+    for tokens in (40, 60):
+        angles = np.arange(tokens)[:, None] * frequencies
+        samples.append(
+            Sample(
+                embeddings=table[rng.integers(0, dims.vocab_size, tokens)],
+                cos=np.cos(angles).astype(np.float32),
+                sin=np.sin(angles).astype(np.float32),
+                start=tokens // 2,
+            )
+        )
+    return samples
+
+
+# What is collected, and what is made of it
+
+
+class Torch:
+    """transformers' decoder, and X^T X of what its linear modules multiply."""
+
+    def __init__(self, directory: Path) -> None:
+        model: Any = Qwen2VLForConditionalGeneration.from_pretrained(directory, dtype=torch.float32)
+        self.model = model.model.language_model
+        self.head = model.lm_head
+        self.grams: dict[str, Array] = {}
+        for name, module in self.model.named_modules():
+            if isinstance(module, torch.nn.Linear):
+                module.register_forward_pre_hook(self._adding(name))
+
+    def _adding(self, name: str) -> Callable[[object, tuple[torch.Tensor]], None]:
+        def add(_module: object, inputs: tuple[torch.Tensor]) -> None:
+            x = inputs[0][0]
+            self.grams[name] = self.grams.get(name, 0) + (x.T @ x).numpy()
+
+        return add
+
+    def run(self, samples: Sequence[Sample]) -> list[Array]:
+        """The normalized last states of each sample; the Gram matrices are those of this call."""
+        self.grams = {}
+        with torch.no_grad():
+            given = [torch.from_numpy(sample.embeddings[None]) for sample in samples]
+            return [self.model(inputs_embeds=x, use_cache=False).last_hidden_state[0].numpy() for x in given]
+
+    def quantize(self, workdir: Workdir, layer: int) -> None:
+        """Give a layer the values of its blocks."""
+        module = self.model.layers[layer]
+        weights = {}
+        for scope in ("attn/qkv_proj", "attn/o_proj", "mlp/gate_proj", "mlp/up_proj", "mlp/down_proj"):
+            blocks = workdir.blocks(f"layers.{layer}/{scope}")
+            assert blocks is not None
+            weights[scope.rpartition("/")[2]] = torch.from_numpy(dequantize(blocks).copy())
+        parts = [module.self_attn.q_proj, module.self_attn.k_proj, module.self_attn.v_proj]
+        split = torch.split(weights.pop("qkv_proj"), [part.out_features for part in parts])
+        for part, weight in zip(parts, split, strict=True):
+            part.weight.data = weight
+        module.self_attn.o_proj.weight.data = weights.pop("o_proj")
+        for name, weight in weights.items():
+            getattr(module.mlp, name).weight.data = weight
+
+
+def test_grams_are_those_of_what_torch_multiplies_behind_the_quantized_layers(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grams: list[Array] = []
+    pack = calibrate.pack_calibrated
+    monkeypatch.setattr(
+        calibrate,
+        "pack_calibrated",
+        lambda weight, precision, gram: (grams.append(gram.copy()), pack(weight, precision, gram))[1],
+    )
+    samples, workdir = text_samples(checkpoint), Workdir(tmp_path / "work")
+    Calibrator(checkpoint.config.text, checkpoint.read, recipe_of("gptq", smooth=False), 1).run(samples, workdir)
+    # qkv, o, gate and up alike, down of each layer; the head.
+    seen = [*np.array(grams[:-1], dtype=object).reshape(-1, 5)]
+    reference = Torch(checkpoint.directory)
+    states = reference.run(samples)
+    for i, found in enumerate(seen):
+        for kind, gram in zip((*KINDS[:3], "mlp.up_proj", KINDS[3]), found, strict=True):
+            expected = reference.grams[f"layers.{i}.{kind}"]
+            np.testing.assert_allclose(gram, expected, rtol=0, atol=2e-5 * float(np.abs(expected).max()))
+        reference.quantize(workdir, i)
+        states = reference.run(samples)
+    rows = np.concatenate([state[sample.start : -1] for state, sample in zip(states, samples, strict=True)])
+    np.testing.assert_allclose(grams[-1], rows.T @ rows, rtol=0, atol=2e-5 * float((rows.T @ rows).max()))
+
+
+def output_error(checkpoint: Checkpoint, workdir: Workdir, samples: Sequence[Sample]) -> float:
+    """How far the decoder's states are from float32's."""
+    reference = Torch(checkpoint.directory)
+    exact = np.concatenate(reference.run(samples))
+    for i in range(checkpoint.config.text.layers):
+        reference.quantize(workdir, i)
+    return float(np.linalg.norm(np.concatenate(reference.run(samples)) - exact) / np.linalg.norm(exact))
+
+
+def test_gptq_loses_less_than_rounding_on_what_it_saw(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """awq's rounding, without its scales, looks at the Gram matrix's diagonal alone."""
+    samples, errors = text_samples(checkpoint), {}
+    for name, act_order in (("gptq", False), ("act-order", True)):
+        workdir = Workdir(tmp_path / name)
+        recipe = recipe_of("gptq", act_order=act_order, smooth=False)
+        Calibrator(checkpoint.config.text, checkpoint.read, recipe, 1).run(samples, workdir)
+        errors[name] = output_error(checkpoint, workdir, samples)
+    workdir = Workdir(tmp_path / "rounded")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(calibrate, "pack_calibrated", lambda w, p, gram: calibrate.quantize(w, 4, 32, symmetric=False))
+        Calibrator(checkpoint.config.text, checkpoint.read, recipe_of("gptq"), 1).run(samples, workdir)
+    rounded = output_error(checkpoint, workdir, samples)
+    assert max(errors.values()) < 0.8 * rounded
+
+
+# The whole of it: resumed, and nothing left behind
+
+
+def calibration(items: Sequence[DatasetItem], **options: Any) -> Calibration:
+    return Calibration("own", items, 1, **options)
+
+
+def bundle_of(checkpoint: Checkpoint, out: Path, collected: Collected) -> dict[str, bytes]:
+    """Write the bundle; its files without the times that the parts took."""
+    write_bundle(checkpoint, out, collected.recipe, calibrated=collected.workdir)
+    files = {path.name: path.read_bytes() for path in out.iterdir()}
+    manifest = json.loads(files["manifest.json"])
+    for part in manifest["parts"]:
+        del part["seconds"]
+    return {**files, "manifest.json": json.dumps(manifest).encode()}
+
+
+def stop_at(step: str) -> Callable[[str], None]:
+    def progress(what: str) -> None:
+        if what == step:
+            raise InterruptedError
+
+    return progress
+
+
+BOTH = recipe_of("awq+gptq")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(
+    checkpoint: Checkpoint, tiny_items: list[DatasetItem], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, bytes]:
+    out, done = tmp_path_factory.mktemp("whole") / "out", []
+    asked = calibration(tiny_items[:2], mixed_mb=0.005)
+    collected = collect(checkpoint, out, BOTH, asked, done.append)
+    assert len(done) == steps(checkpoint, BOTH, asked)
+    assert 0 < len(collected.recipe.eight_bits) < 11
+    return bundle_of(checkpoint, out, collected)
+
+
+@pytest.mark.parametrize(
+    "step", ["question 2 of 2", "vision block 2 of 2", "sensitivity, head", "layer 1 of 2", "head"]
+)
+def test_an_interrupted_calibration_goes_on_and_gives_the_same_bundle(
+    step: str,
+    uninterrupted: dict[str, bytes],
+    checkpoint: Checkpoint,
+    tiny_items: list[DatasetItem],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out, asked = tmp_path / "out", calibration(tiny_items[:2], mixed_mb=0.005)
+    with pytest.raises(InterruptedError):
+        collect(checkpoint, out, BOTH, asked, stop_at(step))
+    (workdir,) = tmp_path.iterdir()
+    assert workdir.name.startswith(".out.calibration-")
+    scopes: list[str] = []
+    quantize_layer = Calibrator._quantize_layer
+    monkeypatch.setattr(
+        Calibrator, "_quantize_layer", lambda self, i, *rest: (scopes.append(str(i)), quantize_layer(self, i, *rest))[1]
+    )
+    done: list[str] = []
+    collected = collect(checkpoint, out, BOTH, asked, done.append)
+    assert scopes == {"layer 1 of 2": ["1"], "head": []}.get(step, ["0", "1"])
+    assert ("question 1 of 2" in done) == (step in ("question 2 of 2", "vision block 2 of 2"))
+    assert len(done) == steps(checkpoint, BOTH, asked)
+    assert bundle_of(checkpoint, out, collected) == uninterrupted
+    collected.workdir.remove()
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_other_settings_have_a_folder_of_their_own(
+    checkpoint: Checkpoint, tiny_items: list[DatasetItem], tmp_path: Path
+) -> None:
+    others = [
+        (recipe_of("gptq"), calibration(tiny_items[:1])),
+        (recipe_of("gptq", act_order=True), calibration(tiny_items[:1])),
+        (recipe_of("gptq", smooth=False), calibration(tiny_items[:1])),
+        (recipe_of("gptq"), calibration(tiny_items[1:2])),
+        (recipe_of("gptq"), calibration(tiny_items[:2])),
+        (recipe_of("gptq"), calibration(tiny_items[:1], mixed_mb=1)),
+    ]
+    for count, (recipe, asked) in enumerate(others):
+        for _ in range(2):
+            with pytest.raises(InterruptedError):
+                collect(
+                    checkpoint,
+                    tmp_path / "out",
+                    recipe,
+                    asked,
+                    stop_at("question 1 of 1" if len(asked.items) == 1 else "question 1 of 2"),
+                )
+            assert len(list(tmp_path.iterdir())) == count + 1
+
+
+# Ends the process when half of a file is written: what SIGKILL or a power cut leaves.
+KILLED = """
+import os, signal, sys
+import numpy as np
+from medvlm.export.cli import main
+savez = np.savez
+def half(file, **arrays):
+    savez(file, **arrays)
+    if file.name.endswith(sys.argv[1]) and (sys.argv[1] != "streams.partial" or arrays["done"] == 2):
+        file.truncate(file.tell() // 2)
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+np.savez = half
+main(sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize("name", ["samples.partial", "layers.1.partial", "streams.partial"])
+def test_a_process_killed_while_it_saves_leaves_what_can_be_gone_on_with(
+    name: str, checkpoint: Checkpoint, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    options = ["--method", "gptq", "--block-size", "32", "--calibrate", tiny_dataset, "--calibration-questions", 2]
+    command = [str(part) for part in (checkpoint.directory, "OUT", *options, "--quiet", "--threads", 1)]
+
+    def run(code: str, out: str, *first: str) -> int:
+        arguments = [str(tmp_path / out) if part == "OUT" else part for part in command]
+        return subprocess.run([sys.executable, "-c", code, *first, *arguments], check=False, timeout=60).returncode
+
+    whole = "import sys; from medvlm.export.cli import main; main(sys.argv[1:])"
+    assert run(KILLED, "out", name) == -9
+    (workdir,) = tmp_path.iterdir()
+    assert (workdir / name).is_file()
+    assert run(whole, "out") == 0
+    assert run(whole, "again") == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "again"}
+    for path in (tmp_path / "again").iterdir():
+        if path.name != "manifest.json":
+            assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()
+
+
+def test_blocks_and_scales_come_back_from_the_folder_as_they_were(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    workdir = Workdir(tmp_path / "work")
+    recipe = recipe_of("awq+gptq")
+    samples = text_samples(checkpoint)
+    Calibrator(checkpoint.config.text, checkpoint.read, recipe, 1).run(samples, workdir)
+    sites = {
+        f"layers.{i}/{name}"
+        for i in range(2)
+        for name in ("input_layernorm", "attn/v_proj", "post_attention_layernorm", "mlp/up_proj")
+    }
+    scales = Workdir(tmp_path / "work").scales()
+    assert set(scales) == sites | {"norm"}
+    assert all(value.dtype == np.float32 and (value > 0).all() for value in scales.values())
+    assert Workdir(tmp_path / "work").blocks("layers.5/attn/qkv_proj") is None
+    head = workdir.blocks("lm_head")
+    assert head is not None
+    assert dequantize(head).shape == (checkpoint.config.text.vocab_size, checkpoint.config.text.hidden_size)
+
+
+def test_a_bundle_that_needs_activations_is_not_written_without_them(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="looks at activations"):
+        export(tiny_checkpoint, tmp_path / "out", recipe_of("gptq"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_room_for_what_is_kept_meanwhile_is_asked_for(
+    checkpoint: Checkpoint, tiny_items: list[DatasetItem], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr("medvlm.export.calibration.check_space", lambda _out, needed: asked.append(needed))
+    for budget in (None, 0.1, 1e9):
+        check_collection(checkpoint, tmp_path / "out", BOTH, calibration(tiny_items, mixed_mb=budget))
+    assert asked[1] - asked[0] == pytest.approx(2e5)
+    assert asked[1] < asked[2] < 3 * asked[0]
