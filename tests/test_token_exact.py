@@ -6,14 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from medvlm.demo.random_checkpoint import TEXT, VISION, RandomCheckpoint
-from medvlm.export.convert import export
+from medvlm.export.calibration import Calibration, collect
+from medvlm.export.checkpoint import open_checkpoint
+from medvlm.export.convert import export, write_bundle
 from medvlm.export.recipe import NF4, W8A8, Blockwise, Float32, Precision, Recipe, make_recipe
 from medvlm.quant import dequantize, dequantize_nf4, quantize, quantize_nf4
 from medvlm.runtime import MedVLM
 from medvlm.runtime import decoder as decoder_module
+from medvlm.runtime.dataset import DatasetItem
 from medvlm.runtime.decoder import Decoder
 from medvlm.runtime.decoding import Decoding
 from medvlm.runtime.manifest import Generation
@@ -202,7 +206,17 @@ def test_quantized_bundle_says_what_transformers_says_with_the_dequantized_weigh
     shape: str, name: str, block_size: int, symmetric: bool, images: int, tmp_path: Path
 ) -> None:
     assert name in ("int4", "int8")
-    recipe = make_recipe(name, block_size, symmetric=symmetric, accuracy_level=0, vision="w8", prefill="same")
+    recipe = make_recipe(
+        name,
+        block_size,
+        symmetric=symmetric,
+        accuracy_level=0,
+        vision="w8",
+        prefill="same",
+        # The checkpoint's own weights, rounded to the nearest, are what torch is given.
+        method="rtn",
+        smooth=False,
+    )
     assert_same_tokens(load_pair(shape, recipe, tmp_path), images)
 
 
@@ -210,8 +224,158 @@ def test_quantized_bundle_says_what_transformers_says_with_the_dequantized_weigh
 def test_nf4_bundle_says_what_transformers_says_with_the_dequantized_weights(
     shape: str, block_size: int | None, images: int, tmp_path: Path
 ) -> None:
-    recipe = make_recipe("nf4", block_size, vision="fp32", prefill="same")
+    recipe = make_recipe("nf4", block_size, vision="fp32", prefill="same", smooth=False)
     assert_same_tokens(load_pair(shape, recipe, tmp_path), images)
+
+
+# The levels of NF4, from appendix E of QLoRA's paper.
+NF4_LEVELS = np.array(
+    [
+        *(-1.0, -0.6961928, -0.52507305, -0.39491749, -0.28444138, -0.18477343, -0.09105004, 0.0),
+        *(0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0),
+    ],
+    np.float32,
+)
+
+
+def stored_weight(node: onnx.NodeProto, arrays: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
+    """The weight [out, in] that a product of a graph multiplies by, as the operator's documentation has it."""
+    sizes = {attribute.name: attribute.i for attribute in node.attribute}
+    if node.op_type == "MatMul":
+        return arrays[node.input[1]].T
+    rows, columns, size = sizes["N"], sizes["K"], sizes["block_size"]
+    codes, scales = arrays[node.input[1]], arrays[node.input[2]].reshape(-1)
+    if node.op_type == "MatMulBnb4":
+        flat = NF4_LEVELS[np.stack(np.divmod(codes, 16), axis=1).reshape(-1)][: rows * columns]
+        return (flat * np.repeat(scales, size)[: flat.size]).reshape(rows, columns)
+    bits, blocks = sizes["bits"], -(-columns // size)
+
+    def unpacked(packed: NDArray[np.uint8], count: int) -> NDArray[np.float32]:
+        """Rows of codes, the first in a byte's lowest bits."""
+        parts = [packed.reshape(rows, -1) >> shift & ((1 << bits) - 1) for shift in range(0, 8, bits)]
+        found = np.stack(parts, axis=-1).reshape(rows, -1)
+        return found[:, :count].astype(np.float32)
+
+    zeros = np.full((rows, blocks), 1 << (bits - 1), np.float32)
+    if len(node.input) > 3 and node.input[3]:
+        zeros = unpacked(arrays[node.input[3]], blocks)
+    values = unpacked(codes, blocks * size).reshape(rows, blocks, size) - zeros[..., None]
+    return (values * scales.reshape(rows, blocks, 1)).reshape(rows, -1)[:, :columns]
+
+
+def stored_tensors(bundle: Path) -> dict[str, NDArray[Any]]:
+    """Every tensor of the two graphs, the weights dequantized, under transformers' names."""
+    found: dict[str, NDArray[Any]] = {}
+    for name in ("vision_encoder.onnx", "decoder.onnx"):
+        graph = onnx.load(bundle / name).graph
+        arrays = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+        for node in graph.node:
+            if node.op_type in ("MatMul", "MatMulNBits", "MatMulBnb4"):
+                scope = node.name.strip("/").rpartition("/")[0]
+                tensors = {"weight": stored_weight(node, arrays), "bias": arrays.get(f"{scope}.bias")}
+                found |= {f"{scope}.{kind}": tensor for kind, tensor in tensors.items() if tensor is not None}
+        # Norms have the checkpoint's names already.
+        found |= {key: array for key, array in arrays.items() if key.startswith(("model.", "visual."))}
+    return _with_hub_names(found)
+
+
+def _with_hub_names(tensors: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    found: dict[str, NDArray[Any]] = {}
+    for name, array in tensors.items():
+        scope, _, kind = name.rpartition(".")
+        if scope.startswith("layers."):
+            module = scope.replace("/attn/", "/self_attn/").replace("/", ".")
+            found |= {f"model.{module}.{kind}": array}
+        elif scope.startswith(("blocks.", "merger/")) or scope == "patch_embed":
+            found[f"visual.{scope.replace('/', '.').replace('patch_embed', 'patch_embed.proj')}.{kind}"] = array
+        else:
+            found[name] = array
+    return found
+
+
+def give_stored_weights(reference: Any, bundle: Path) -> None:
+    """Let transformers' model multiply by what a bundle holds; every weight of it is replaced."""
+    tensors = stored_tensors(bundle)
+    state = dict(reference.named_parameters())
+    given: set[str] = set()
+
+    def put(name: str, array: NDArray[Any]) -> None:
+        hub = name.replace("model.", "model.language_model.", 1) if name.startswith("model.") else name
+        hub = f"model.{hub}" if hub.startswith("visual.") else hub
+        state[hub].data = torch.from_numpy(np.array(array, np.float32)).reshape(state[hub].shape)
+        given.add(hub)
+
+    for name, array in tensors.items():
+        stem, _, kind = name.rpartition(".")
+        if stem.endswith("qkv_proj"):
+            parts = [f"{stem.removesuffix('qkv_proj')}{part}_proj.{kind}" for part in "qkv"]
+            rows = [state[part.replace("model.", "model.language_model.", 1)].shape[0] for part in parts]
+            for part, piece in zip(parts, np.split(array, np.cumsum(rows)[:-1]), strict=True):
+                put(part, piece)
+        elif stem.startswith("visual.") and stem.endswith("attn.q"):
+            both = (tensors[f"{stem[:-1]}{part}.{kind}"] for part in "qkv")
+            put(f"{stem[:-1]}qkv.{kind}", np.concatenate(list(both)))
+        elif not (stem.startswith("visual.") and stem.endswith(("attn.k", "attn.v"))):
+            put(name, array)
+    assert set(state) - given == {"model.language_model.embed_tokens.weight"}
+
+
+def load_stored_pair(
+    shape: str, recipe: Recipe, directory: Path, items: list[DatasetItem], mixed_mb: float | None = None
+) -> Pair:
+    """The bundle of a recipe, calibrated where it wants that, and transformers' model with the bundle's weights."""
+    SHAPES[shape].write(directory / "checkpoint")
+    checkpoint, out, workdir = open_checkpoint(directory / "checkpoint"), directory / "bundle", None
+    if recipe.calibrated or mixed_mb is not None:
+        collected = collect(checkpoint, out, recipe, Calibration("own", items, 1, mixed_mb))
+        recipe, workdir = collected.recipe, collected.workdir
+    write_bundle(checkpoint, out, recipe, calibrated=workdir)
+    reference: Any = Qwen2VLForConditionalGeneration.from_pretrained(directory / "checkpoint", dtype=torch.float32)
+    reference.eval()
+    reference.lm_head.weight = torch.nn.Parameter(reference.lm_head.weight.detach().clone(), requires_grad=False)
+    give_stored_weights(reference, out)
+    table = reference.get_input_embeddings().weight
+    table.data = table.data.half().float()
+    ours = MedVLM.load(out, threads=1, prefix_mb=0)
+    reference.generation_config.eos_token_id = None
+    ours.manifest = dataclasses.replace(ours.manifest, generation=Generation(eos_token_ids=()))
+    return Pair(ours, reference)
+
+
+# Every method, with scales folded in and without: as torch knows nothing of them, they must be in the bundle's norms.
+@pytest.mark.parametrize(
+    ("shape", "options", "mixed_mb"),
+    [
+        ("tied", {"method": "rtn"}, None),
+        ("untied", {"method": "rtn", "symmetric": True, "smooth": False}, None),
+        ("tied", {"method": "rtn-search"}, None),
+        ("tied", {"method": "hqq", "smooth": False}, None),
+        ("untied", {"method": "hqq", "symmetric": True}, None),
+        ("untied", {"method": "awq"}, None),
+        ("tied", {"method": "awq", "symmetric": True, "smooth": False}, None),
+        ("untied", {"method": "gptq", "smooth": False}, None),
+        ("tied", {"method": "gptq", "act_order": True}, None),
+        ("deep", {"method": "awq+gptq", "act_order": True}, None),
+        ("tied", {"method": "awq+gptq", "smooth": False, "head": "int8"}, None),
+        ("untied", {"method": "hqq"}, 0.01),
+        ("tied", {"method": "gptq"}, 0.02),
+        ("untied", {"vision": "w8"}, None),
+        ("tied", {"vision": "w4", "method": "rtn"}, None),
+        ("untied", {"name": "nf4", "smooth": False}, None),
+        ("tied", {"name": "nf4", "smooth": True, "head": "int4", "vision": "w8"}, None),
+        ("tied", {"name": "int8", "smooth": False}, None),
+        ("untied", {"name": "int8", "method": "awq", "smooth": True}, None),
+    ],
+    ids=str,
+)
+def test_every_method_says_what_transformers_says_with_the_stored_weights(
+    shape: str, options: dict[str, Any], mixed_mb: float | None, tiny_items: list[DatasetItem], tmp_path: Path
+) -> None:
+    chosen = {"name": "int4", "vision": "fp32", "prefill": "same", "block_size": 32, "accuracy_level": 0, **options}
+    pair = load_stored_pair(shape, make_recipe(**chosen), tmp_path, tiny_items[:2], mixed_mb)
+    if mixed_mb is not None:
+        assert 0 < len(pair.ours.manifest.recipe["eight_bits"]) < 5 * SHAPES[shape].text.layers
+    assert_same_tokens(pair, 1)
 
 
 def test_vision_features_equal_transformers_within_1e_4(exact_pair: Pair) -> None:

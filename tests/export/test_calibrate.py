@@ -1,6 +1,7 @@
 """Calibration against torch: what it sees, what it makes of it, and that an interruption costs nothing but time."""
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -10,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from medvlm.export import calibrate
+from click.testing import CliRunner
+from medvlm.export import calibrate, cli, packing
 from medvlm.export.calibrate import Calibrator
 from medvlm.export.calibration import Calibration, Collected, check_collection, collect, steps
 from medvlm.export.checkpoint import Checkpoint, open_checkpoint
@@ -18,7 +20,7 @@ from medvlm.export.convert import export, write_bundle
 from medvlm.export.recipe import Recipe, make_recipe
 from medvlm.export.samples import Sample
 from medvlm.export.workdir import Workdir
-from medvlm.quant import dequantize
+from medvlm.quant import dequantize, quantize
 from medvlm.runtime.dataset import DatasetItem
 from medvlm.runtime.errors import InputError
 from numpy.typing import NDArray
@@ -29,7 +31,7 @@ KINDS = ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj
 SITES = ("attn/qkv_proj", "attn/o_proj", "mlp/gate_proj", "mlp/down_proj")
 
 
-class InterruptedError(Exception):
+class StoppedError(Exception):
     """Stands for Ctrl-C."""
 
 
@@ -110,7 +112,7 @@ def test_grams_are_those_of_what_torch_multiplies_behind_the_quantized_layers(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grams: list[Array] = []
-    pack = calibrate.pack_calibrated
+    pack = packing.pack_calibrated
     monkeypatch.setattr(
         calibrate,
         "pack_calibrated",
@@ -151,7 +153,7 @@ def test_gptq_loses_less_than_rounding_on_what_it_saw(checkpoint: Checkpoint, tm
         errors[name] = output_error(checkpoint, workdir, samples)
     workdir = Workdir(tmp_path / "rounded")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(calibrate, "pack_calibrated", lambda w, p, gram: calibrate.quantize(w, 4, 32, symmetric=False))
+        patched.setattr(calibrate, "pack_calibrated", lambda w, p, gram: quantize(w, 4, 32, symmetric=False))
         Calibrator(checkpoint.config.text, checkpoint.read, recipe_of("gptq"), 1).run(samples, workdir)
     rounded = output_error(checkpoint, workdir, samples)
     assert max(errors.values()) < 0.8 * rounded
@@ -177,7 +179,7 @@ def bundle_of(checkpoint: Checkpoint, out: Path, collected: Collected) -> dict[s
 def stop_at(step: str) -> Callable[[str], None]:
     def progress(what: str) -> None:
         if what == step:
-            raise InterruptedError
+            raise StoppedError
 
     return progress
 
@@ -209,7 +211,7 @@ def test_an_interrupted_calibration_goes_on_and_gives_the_same_bundle(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out, asked = tmp_path / "out", calibration(tiny_items[:2], mixed_mb=0.005)
-    with pytest.raises(InterruptedError):
+    with pytest.raises(StoppedError):
         collect(checkpoint, out, BOTH, asked, stop_at(step))
     (workdir,) = tmp_path.iterdir()
     assert workdir.name.startswith(".out.calibration-")
@@ -241,7 +243,7 @@ def test_other_settings_have_a_folder_of_their_own(
     ]
     for count, (recipe, asked) in enumerate(others):
         for _ in range(2):
-            with pytest.raises(InterruptedError):
+            with pytest.raises(StoppedError):
                 collect(
                     checkpoint,
                     tmp_path / "out",
@@ -269,25 +271,31 @@ main(sys.argv[2:])
 """
 
 
+def calibrated_export(checkpoint: Checkpoint, dataset: Path, out: Path) -> list[str]:
+    """The arguments of `medvlm-export`."""
+    options = ["--method", "gptq", "--block-size", 32, "--calibrate", dataset, "--calibration-questions", 1]
+    return [str(part) for part in (checkpoint.directory, out, *options, "--quiet", "--threads", 1)]
+
+
+@pytest.fixture(scope="module")
+def from_the_command(checkpoint: Checkpoint, tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("command") / "out"
+    assert CliRunner().invoke(cli.main, calibrated_export(checkpoint, tiny_dataset, out)).exit_code == 0
+    return out
+
+
 @pytest.mark.parametrize("name", ["samples.partial", "layers.1.partial", "streams.partial"])
 def test_a_process_killed_while_it_saves_leaves_what_can_be_gone_on_with(
-    name: str, checkpoint: Checkpoint, tiny_dataset: Path, tmp_path: Path
+    name: str, from_the_command: Path, checkpoint: Checkpoint, tiny_dataset: Path, tmp_path: Path
 ) -> None:
-    options = ["--method", "gptq", "--block-size", "32", "--calibrate", tiny_dataset, "--calibration-questions", 2]
-    command = [str(part) for part in (checkpoint.directory, "OUT", *options, "--quiet", "--threads", 1)]
-
-    def run(code: str, out: str, *first: str) -> int:
-        arguments = [str(tmp_path / out) if part == "OUT" else part for part in command]
-        return subprocess.run([sys.executable, "-c", code, *first, *arguments], check=False, timeout=60).returncode
-
-    whole = "import sys; from medvlm.export.cli import main; main(sys.argv[1:])"
-    assert run(KILLED, "out", name) == -9
+    arguments = calibrated_export(checkpoint, tiny_dataset, tmp_path / "out")
+    command = [sys.executable, "-c", KILLED, name, *arguments]
+    assert subprocess.run(command, check=False, timeout=60).returncode == -signal.SIGKILL
     (workdir,) = tmp_path.iterdir()
     assert (workdir / name).is_file()
-    assert run(whole, "out") == 0
-    assert run(whole, "again") == 0
-    assert {path.name for path in tmp_path.iterdir()} == {"out", "again"}
-    for path in (tmp_path / "again").iterdir():
+    assert CliRunner().invoke(cli.main, arguments).exit_code == 0
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+    for path in from_the_command.iterdir():
         if path.name != "manifest.json":
             assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()
 

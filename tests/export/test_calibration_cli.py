@@ -1,11 +1,12 @@
 """`medvlm-export` with questions: what it refuses, what it notes, and what it leaves behind."""
 
+import importlib.util
 import json
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ import pytest
 from click.testing import CliRunner, Result
 from medvlm.demo.dataset import make_item
 from medvlm.export import cli
+from medvlm.export.calibration import Collected, collect
 from medvlm.export.questions import open_questions
 from medvlm.export.recipe import make_recipe
-from medvlm.runtime import session
 from medvlm.runtime.bundle import open_bundle
 from medvlm.runtime.dataset import DatasetItem
 from PIL import Image
@@ -114,10 +115,8 @@ def test_an_image_that_cannot_be_read_is_told_before_any_work(
 def test_without_onnxruntime_it_says_what_to_install(
     refused: Callable[..., str], tiny_dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = session.importlib.util.find_spec
-    monkeypatch.setattr(
-        session.importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else found(name)
-    )
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else found(name))
     given = ["--method", "gptq", "--calibrate", tiny_dataset, "--calibration-questions", 3]
     assert "onnxruntime is not installed; pip install 'medvlm[cpu]'" in refused(*given)
 
@@ -209,15 +208,18 @@ def test_what_is_measured_on_never_calibrates_and_is_the_same_for_all_methods(
 
     asked: dict[str, list[int]] = {}
 
-    def note(name: str, items: list[DatasetItem]) -> None:
+    def note(name: str, items: Sequence[DatasetItem]) -> None:
         asked[name] = [item.index for item in items]
 
     def measure(_checkpoint: object, _out: object, items: list[DatasetItem], *_: object) -> None:
         note("measuring", items)
         raise MeasuredError
 
-    collect = cli.collect
-    monkeypatch.setattr(cli, "collect", lambda *a: (note("calibrating", a[3].items), collect(*a))[1])
+    def collecting(*arguments: Any) -> Collected:
+        note("calibrating", arguments[3].items)
+        return collect(*arguments)
+
+    monkeypatch.setattr(cli, "collect", collecting)
     monkeypatch.setattr(cli, "measure_loss", measure)
     given = ["--calibrate", tiny_dataset, "--calibration-questions", 2, "--report", folder / "r.json"]
     result = run(tiny_checkpoint, folder / "out", *options, *given, "--report-questions", 3)
@@ -272,4 +274,5 @@ def test_demo_is_questions_that_its_model_was_not_trained_on() -> None:
             with Image.open(item.images[0]) as image:
                 np.testing.assert_array_equal(np.asarray(image), held_out.scan.pixels)
                 assert not np.array_equal(np.asarray(image), trained.scan.pixels)
-    assert not item.images[0].exists()
+        path = questions.measuring[0].images[0]
+    assert not path.exists()

@@ -159,7 +159,11 @@ def test_every_product_of_the_decoder_is_seen_with_what_transformers_gives_it(
     checkpoint: Checkpoint, reference: Reference, encoded: tuple[Sample, Seen]
 ) -> None:
     seen: dict[tuple[int, str], Array] = {}
-    decode(checkpoint, encoded[0], lambda i, scope, x: seen.setdefault((i, scope.rpartition("/")[2]), x.copy()))
+
+    def watch(i: int, scope: str, x: Array) -> None:
+        seen[i, scope.rpartition("/")[2]] = x.copy()
+
+    decode(checkpoint, encoded[0], watch)
     layers = checkpoint.config.text.layers
     assert set(seen) == {(i, name) for i in range(layers) for name in DECODER} | {(layers, "lm_head")}
     for (i, name), x in seen.items():
