@@ -61,7 +61,8 @@ _RECIPE = (
     click.option(
         "--scale",
         type=click.Choice(["max", "search"]),
-        help="With rtn: scales that span a block's range, or those of least squared error  [default: search; max with --int8]",
+        help="With rtn: scales that span a block's range, or those of least squared error  [default: search; max with "
+        "--int8]",
     ),
     click.option("--act-order", is_flag=True, help="With gptq: round the columns of largest inputs first."),
     click.option(

@@ -18,7 +18,7 @@ from ...runtime.model import check_threads
 from ...runtime.session import check_device
 from ..evaluate import CHECKPOINT
 from ..stress import write_stress
-from .cases import WAYS, Case, all_cases
+from .cases import SETTINGS, WAYS, Case, Setting, all_cases
 from .judge import Questions, draw_questions, judge
 from .plot import draw
 from .rows import Row, append_row, read_rows, tables
@@ -47,6 +47,7 @@ class _Listed(click.ParamType):
 @click.option("--calibration-questions", default=64, show_default=True, help="Calibrate on so many of another split.")
 @click.option("--blocks", type=_Listed(BLOCK_SIZES), default=",".join(BLOCK_SIZES), show_default=True)
 @click.option("--methods", type=_Listed([*WAYS]), default=",".join(WAYS), show_default=True)
+@click.option("--settings", type=_Listed(SETTINGS), default=",".join(SETTINGS), show_default=True)
 @click.option("--models", type=_Listed(MODELS), default=",".join(MODELS), show_default=True)
 @click.option(
     "--out",
@@ -62,6 +63,7 @@ def main(
     calibration_questions: int,
     blocks: tuple[str, ...],
     methods: tuple[str, ...],
+    settings: tuple[Setting, ...],
     models: tuple[str, ...],
     out: Path,
     plot: Path | None,
@@ -79,7 +81,7 @@ def main(
     check_threads(threads)
     if plot is not None:
         check_picture(plot)
-    cases = all_cases(methods, [int(size) for size in blocks])
+    cases = all_cases(methods, [int(size) for size in blocks], settings)
     rows = _rows(out, questions, calibration_questions)
     missing = {model: [case for case in cases if (model, case) not in rows] for model in models}
     if any(missing.values()):

@@ -74,6 +74,6 @@ class Case:
         )
 
 
-def all_cases(ways: Sequence[str], block_sizes: Sequence[int]) -> list[Case]:
+def all_cases(ways: Sequence[str], block_sizes: Sequence[int], settings: Sequence[Setting] = SETTINGS) -> list[Case]:
     """Every case; those of one way and block size follow each other, for they may share a calibration."""
-    return [Case(way, size, setting) for size in block_sizes for way in ways for setting in SETTINGS]
+    return [Case(way, size, setting) for size in block_sizes for way in ways for setting in settings]
