@@ -56,7 +56,7 @@ def write_stress(
     names = [*opened.tensors] if HEAD in opened.tensors else [*opened.tensors, HEAD]
     with atomic_directory(out) as directory:
         write_safetensors(directory / SINGLE, ((name, read(name)) for name in names), "F32")
-        _write_settings(opened, directory)
+        write_settings(opened, directory, tied=False)
 
 
 def _scales(sites: Sequence[FoldSite], factor: float, channels: int, seed: int) -> dict[str, NDArray[np.float32]]:
@@ -69,8 +69,8 @@ def _scales(sites: Sequence[FoldSite], factor: float, channels: int, seed: int) 
     return scales
 
 
-def _write_settings(opened: Checkpoint, directory: Path) -> None:
-    """Everything but the weights, as the checkpoint has it; config.json says what became of the head and the dtype."""
+def write_settings(opened: Checkpoint, directory: Path, *, tied: bool) -> None:
+    """Everything but the weights, as the checkpoint has it; config.json says that they are F32, and whether `tied`."""
     for name in (TOKENIZER, GENERATION, *PREPROCESSOR_FILES, *TEMPLATE_FILES):
         if (opened.directory / name).is_file():
             shutil.copyfile(opened.directory / name, directory / name)
@@ -79,7 +79,7 @@ def _write_settings(opened: Checkpoint, directory: Path) -> None:
         if isinstance(section, dict):
             # transformers 5 writes `dtype`, the hub's files have `torch_dtype`.
             stored = {key: "float32" for key in ("dtype", "torch_dtype") if key in section}
-            section |= {"tie_word_embeddings": False, **stored}
+            section |= {"tie_word_embeddings": tied, **stored}
     (directory / CONFIG).write_text(json.dumps(config, indent=1), encoding="utf-8")
 
 
