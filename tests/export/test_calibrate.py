@@ -1,9 +1,12 @@
 """Calibration against torch: what it sees, what it makes of it, and that an interruption costs nothing but time."""
 
+import dataclasses
 import json
+import re
 import signal
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -317,6 +320,25 @@ def test_blocks_and_scales_come_back_from_the_folder_as_they_were(checkpoint: Ch
     head = workdir.blocks("lm_head")
     assert head is not None
     assert dequantize(head).shape == (checkpoint.config.text.vocab_size, checkpoint.config.text.hidden_size)
+
+
+def test_calibration_takes_no_more_memory_for_more_layers(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """Weights, Gram matrices and streams are those of one layer: all else is on disk."""
+
+    def read(name: str) -> Array:
+        return checkpoint.read(re.sub(r"layers\.[1-9]\.", "layers.1.", name))
+
+    def peak(layers: int) -> int:
+        dims = dataclasses.replace(checkpoint.config.text, layers=layers)
+        tracemalloc.start()
+        Calibrator(dims, read, recipe_of("gptq"), 1).run(samples, Workdir(tmp_path / f"{layers}"))
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    samples = text_samples(checkpoint)
+    one = sum(4 * checkpoint.info(name).nbytes for name in checkpoint.tensors if name.startswith("model.layers.0."))
+    assert peak(8) - peak(2) < one / 4
 
 
 def test_a_bundle_that_needs_activations_is_not_written_without_them(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from medvlm.export import sensitivity
 from medvlm.export.calibration import Calibration, collect
 from medvlm.export.checkpoint import Checkpoint, open_checkpoint
 from medvlm.export.convert import write_bundle
@@ -126,6 +127,23 @@ def test_the_head_is_asked_about_where_it_has_four_bits(
     found = sensitivities(config.text, checkpoint.read, recipe_of(**options), samples, 1)
     assert ("lm_head" in found) == head
     assert choose_eight_bits(found, 1e9) == tuple(sorted(found))
+
+
+def test_no_more_samples_are_looked_at_than_their_streams_have_room_for(
+    checkpoint: Checkpoint, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, processor = checkpoint.config, Processor(open_bundle(tiny_bundle))
+    asked = [Asked(processor.prepare([], f"What {i}?\nA) Yes\nB) No"), ANSWER) for i in range(3)]
+    samples = make_samples(asked, checkpoint.read, config.vision, config.text, threads=1)
+    recipe = recipe_of(method="rtn")
+    two = sensitivities(config.text, checkpoint.read, recipe, samples[:2], 1)
+    # A stream of float32 for each of ten products, and the exact one.
+    one_sample = len(samples[0].embeddings) * config.text.hidden_size * 4 * 11
+    for room, expected in ((2 * one_sample, two), (3 * one_sample - 1, two)):
+        monkeypatch.setattr(sensitivity, "_STREAM_BYTES", room)
+        assert sensitivities(config.text, checkpoint.read, recipe, samples, 1) == expected
+    monkeypatch.setattr(sensitivity, "_STREAM_BYTES", 1)
+    assert sensitivities(config.text, checkpoint.read, recipe, samples[:1], 1)
 
 
 # What is chosen
