@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,8 @@ def _digest(checkpoint: Checkpoint, recipe: Recipe, calibration: Calibration) ->
     """A name for everything that the results depend on."""
     files = sorted({info.file for info in checkpoint.tensors.values()})
     questions = [[item.problem, *map(sha256, item.images)] for item in calibration.items]
-    settings = [recipe.to_json(), calibration.mixed_mb, [_stamp(file) for file in files], questions]
+    version, stamps = metadata.version("medvlm"), [_stamp(file) for file in files]
+    settings = [version, recipe.to_json(), calibration.mixed_mb, stamps, questions]
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
 
 

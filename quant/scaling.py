@@ -41,7 +41,6 @@ def search_scales(
     gram: NDArray[Real],
     quantizer: Callable[[NDArray[np.float32]], NDArray[np.float32]],
     *,
-    ties: int = 1,
     groups: NDArray[np.integer] | None = None,
     steps: int = 20,
     rows: int | None = 512,
@@ -50,14 +49,13 @@ def search_scales(
 
     gram: X^T X [in, in] of the inputs, or only its diagonal [in]. quantizer: a weight to the values that its rounding
     has. groups: [in], channels of the same number share a scale, as they must where one channel of the module before
-    feeds several (the heads of grouped-query attention). ties: short for groups of channels i, i + in / ties, and so
-    on, where the input is so many runs of the same channels (the four patches of a vision merger). steps: alpha takes
-    0, 1 / steps, .. 1. rows: at most about so many output rows take part, evenly spaced; None for all.
+    feeds several (the heads of grouped-query attention, the four patches of a vision merger). steps: alpha takes 0,
+    1 / steps, .. 1. rows: at most about so many output rows take part, evenly spaced; None for all.
 
-    Raises ValueError for weights, a Gram matrix or groups that do not match, and for ties that do not divide `in`.
+    Raises ValueError for weights, a Gram matrix or groups that do not match.
     """
     columns = _common_width(weights, gram)
-    group = _groups(columns, ties, groups)
+    group = _groups(columns, groups)
     chosen = _spaced(weights, rows)
     moments = gram if gram.ndim == 1 else np.diagonal(gram)
     energy = np.bincount(group, moments) / np.bincount(group)
@@ -120,14 +118,10 @@ def _common_width(weights: Sequence[NDArray[np.float32]], gram: NDArray[Real]) -
     return columns
 
 
-def _groups(columns: int, ties: int, groups: NDArray[np.integer] | None) -> NDArray[np.intp]:
+def _groups(columns: int, groups: NDArray[np.integer] | None) -> NDArray[np.intp]:
     """The group of each channel, numbered from 0."""
     if groups is None:
-        if ties < 1 or columns % ties:
-            raise ValueError(f"ties is {ties}; it must divide the {columns} input channels")
-        return np.arange(columns) % (columns // ties)
-    if ties != 1:
-        raise ValueError("give ties or groups, not both")
+        return np.arange(columns)
     if groups.shape != (columns,):
         raise ValueError(f"groups is {groups.shape}; the weights have {columns} input channels")
     return np.unique(groups, return_inverse=True)[1].reshape(-1)
