@@ -3,11 +3,13 @@
     stream -> layer i in float32, its inputs watched -> Gram matrices -> AWQ's scales -> GPTQ or rounding -> blocks
            -> layer i with those blocks -> the stream of layer i + 1
 
-One layer's weights are in memory at a time. After each layer its blocks and the streams are saved, so that an
-interrupted calibration goes on from there.
+Where prompts are read by a graph of their own, they go through in float32: the blocks are chosen for answers that read
+exact keys and values, as they will. One layer's weights are in memory at a time. After each layer its blocks and the
+streams are saved, so that an interrupted calibration goes on from there.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,13 +23,17 @@ from ..runtime.manifest import TextDims
 from .decoder import build_head, build_layer
 from .folds import FoldedReader, FoldSite, head_site, layer_sites
 from .layers import ReadTensor
-from .layerwise import LayerRunner, layer_of
+from .layerwise import LayerRunner, Watch, layer_of
 from .packing import pack_calibrated
 from .recipe import HEAD_SCOPE, Blockwise, Recipe
 from .samples import Progress, Sample
 from .workdir import Calibrated, Workdir
 
 Stream = NDArray[np.float32]
+
+# The cache's outputs and inputs in the graph of one layer.
+_CACHE = ("present.0.key", "present.0.value")
+_PAST = ("past_key_values.0.key", "past_key_values.0.value")
 
 
 class Calibrator:
@@ -62,20 +68,17 @@ class Calibrator:
     def _quantize_layer(
         self, i: int, samples: Sequence[Sample], streams: Sequence[Stream]
     ) -> tuple[Calibrated, list[Stream]]:
-        layer = self._layer
-        layer.load(layer_of(self._read, "model.layers", i))
-        feeds = [layer_feeds(sample, stream, self._dims) for sample, stream in zip(samples, streams, strict=True)]
-        calibrated = self._quantize(layer, feeds, layer_sites(self._dims, i), i)
-        return calibrated, [layer.run(feed) for feed in feeds]
+        self._layer.load(layer_of(self._read, "model.layers", i))
+        passing = _Passing(self._layer, self._dims, samples, streams, exact_prompts=self._recipe.prefill is not None)
+        calibrated = self._quantize(self._layer, passing, layer_sites(self._dims, i), i)
+        return calibrated, passing.finish()
 
     def _quantize_head(self, samples: Sequence[Sample], streams: Sequence[Stream]) -> Calibrated:
-        # Only the rows that say something are ever multiplied by the head.
-        rows = [stream[:, sample.start : -1] for sample, stream in zip(samples, streams, strict=True)]
         self._head.load(self._read)
-        return self._quantize(self._head, [{"inputs_embeds": x} for x in rows], [head_site(self._dims)], 0)
+        return self._quantize(self._head, _Saying(self._head, samples, streams), [head_site(self._dims)], 0)
 
     def _quantize(
-        self, runner: LayerRunner, feeds: Iterable[Mapping[str, Any]], sites: Sequence[FoldSite], i: int
+        self, runner: LayerRunner, passing: "_Passing | _Saying", sites: Sequence[FoldSite], i: int
     ) -> Calibrated:
         """Choose scales, then blocks; `runner` goes on with the values that the blocks stand for.
 
@@ -83,14 +86,14 @@ class Calibrator:
         """
         own, local = f"layers.{i}/", "layers.0/"
         grams = _Grams({site.scope.replace(own, local): site.scope for site in sites})
-        for feed in feeds:
-            runner.run(feed, grams.add)
+        passing.watch(grams.add)
         scales = {
             site.name: awq_scales(site, self._read, self._precision_of(site.scope), grams[site.scope])
             for site in sites
             if "awq" in self._precision_of(site.scope).method
         }
         runner.load(layer_of(FoldedReader(self._read, sites, scales), "model.layers", i))
+        passing.settle()
         blocks = {}
         for site in sites:
             gram = grams.pop(site.scope)
@@ -125,18 +128,96 @@ def awq_scales(
     return scales
 
 
-def layer_feeds(sample: Sample, stream: Stream, dims: TextDims) -> dict[str, NDArray[Any]]:
-    """What one layer reads but its weights, for a whole sample in one call: stream [1, tokens, hidden_size]."""
-    tokens = stream.shape[1]
-    past = np.zeros((1, dims.num_kv_heads, tokens, dims.head_size), np.float32)
+class _Passing:
+    """Samples on their way through one layer.
+
+    exact_prompts: prompts go through in float32 whatever the blocks are, as they do where another graph reads them, and
+    answers read their keys and values; else both go through together.
+    """
+
+    def __init__(
+        self,
+        layer: LayerRunner,
+        dims: TextDims,
+        samples: Sequence[Sample],
+        streams: Sequence[Stream],
+        *,
+        exact_prompts: bool,
+    ) -> None:
+        self._layer, self._dims = layer, dims
+        self._pairs = list(zip(samples, streams, strict=True))
+        self._exact_prompts = exact_prompts
+        self._prompts: list[_Prompt | None] = []
+
+    def watch(self, watch: Watch) -> None:
+        """Show what every product multiplies, prompts and answers alike; the layer is in float32."""
+        for sample, stream in self._pairs:
+            self._answer(sample, stream, self._prompt(sample, stream, watch), watch)
+
+    def settle(self) -> None:
+        """Pass the prompts, now that scales are folded into the layer, and before its weights are rounded."""
+        self._prompts = [self._prompt(sample, stream) for sample, stream in self._pairs]
+
+    def finish(self) -> list[Stream]:
+        """Pass the answers; the streams [1, tokens, hidden_size] behind the layer."""
+        return [
+            self._answer(sample, stream, prompt)
+            for (sample, stream), prompt in zip(self._pairs, self._prompts, strict=True)
+        ]
+
+    def _prompt(self, sample: Sample, stream: Stream, watch: Watch | None = None) -> "_Prompt | None":
+        if not self._exact_prompts:
+            return None
+        feeds = layer_feeds(sample, stream[:, : sample.start], self._dims)
+        return _Prompt(*self._layer.run_all(feeds, _CACHE, watch))
+
+    def _answer(self, sample: Sample, stream: Stream, prompt: "_Prompt | None", watch: Watch | None = None) -> Stream:
+        if prompt is None:
+            return self._layer.run(layer_feeds(sample, stream, self._dims), watch)
+        feeds = layer_feeds(sample, stream[:, sample.start :], self._dims, sample.start)
+        cache = dict(zip(_PAST, (prompt.keys, prompt.values), strict=True))
+        return np.concatenate([prompt.stream, self._layer.run({**feeds, **cache}, watch)], axis=1)
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """A prompt behind one layer: its stream [1, tokens, hidden_size], and the cache with its keys and values."""
+
+    stream: Stream
+    keys: NDArray[np.float32]
+    values: NDArray[np.float32]
+
+
+class _Saying:
+    """The rows of samples that say something: no other is ever multiplied by the head."""
+
+    def __init__(self, head: LayerRunner, samples: Sequence[Sample], streams: Sequence[Stream]) -> None:
+        self._head = head
+        self._rows = [stream[:, sample.start : -1] for sample, stream in zip(samples, streams, strict=True)]
+
+    def watch(self, watch: Watch) -> None:
+        """Show what the head multiplies."""
+        for rows in self._rows:
+            self._head.run({"inputs_embeds": rows}, watch)
+
+    def settle(self) -> None:
+        """Nothing follows the head."""
+
+
+def layer_feeds(sample: Sample, stream: Stream, dims: TextDims, start: int = 0) -> dict[str, NDArray[Any]]:
+    """What one layer reads but its weights: stream [1, tokens, hidden_size], the tokens of a sample from `start` on.
+
+    The cache has room for the whole sample and is empty; another may take its place.
+    """
+    total = start + stream.shape[1]
+    past = np.zeros((1, dims.num_kv_heads, len(sample.cos), dims.head_size), np.float32)
     return {
         "inputs_embeds": stream,
-        "seqlens_k": np.array([tokens - 1], np.int32),
-        "total_sequence_length": np.array(tokens, np.int32),
+        "seqlens_k": np.array([total - 1], np.int32),
+        "total_sequence_length": np.array(total, np.int32),
         "cos_cache": sample.cos,
         "sin_cache": sample.sin,
-        "past_key_values.0.key": past,
-        "past_key_values.0.value": past,
+        **dict.fromkeys(_PAST, past),
     }
 
 

@@ -1,6 +1,6 @@
 """The float32 model run a layer at a time, its weights fed as inputs: bounded memory, and every input to be seen."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -91,15 +91,19 @@ class LayerRunner:
 
     def run(self, feeds: Arrays, watch: Watch | None = None) -> NDArray[np.float32]:
         """The output of this layer for `feeds`."""
+        return self.run_all(feeds, (), watch)[0]
+
+    def run_all(self, feeds: Arrays, others: Sequence[str], watch: Watch | None = None) -> list[NDArray[np.float32]]:
+        """The output of this layer for `feeds`, and the `others` that its graph has."""
         assert self._session is not None, "load comes first"  # noqa: S101
+        wanted = [self._output, *others]
         watched = dict.fromkeys(self._inputs.values()) if watch else {}
-        output, *values = self._session.run([self._output, *watched], {**feeds, **self.weights})
+        values = [np.asarray(value) for value in self._session.run([*wanted, *watched], {**feeds, **self.weights})]
         if watch:
-            seen = dict(zip(watched, values, strict=True))
+            seen = dict(zip(watched, values[len(wanted) :], strict=True))
             for scope, name in self._inputs.items():
-                value = np.asarray(seen[name])
-                watch(scope, value.reshape(-1, value.shape[-1]))
-        return np.asarray(output)
+                watch(scope, seen[name].reshape(-1, seen[name].shape[-1]))
+        return values[: len(wanted)]
 
 
 def _build(build: Callable[[Layers], None], read: ReadTensor) -> _Built:

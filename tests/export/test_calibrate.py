@@ -146,6 +146,36 @@ def output_error(checkpoint: Checkpoint, workdir: Workdir, samples: Sequence[Sam
     return float(np.linalg.norm(np.concatenate(reference.run(samples)) - exact) / np.linalg.norm(exact))
 
 
+# transformers is renaming the argument, and takes the old name until 5.40.
+@pytest.mark.filterwarnings("ignore:.*past_key_values.*:FutureWarning")
+def test_answers_are_calibrated_on_exact_prompts_where_prompts_have_a_graph_of_their_own(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch fills its cache in float32, and only the answer goes through the layers that are quantized by then."""
+    grams: list[Array] = []
+    pack = packing.pack_calibrated
+    monkeypatch.setattr(
+        calibrate,
+        "pack_calibrated",
+        lambda weight, precision, gram: (grams.append(gram.copy()), pack(weight, precision, gram))[1],
+    )
+    samples, workdir = text_samples(checkpoint), Workdir(tmp_path / "work")
+    recipe = make_recipe("int4", 32, method="gptq", smooth=False)
+    Calibrator(checkpoint.config.text, checkpoint.read, recipe, 1).run(samples, workdir)
+    exact, quantized = Torch(checkpoint.directory), Torch(checkpoint.directory)
+    for i, found in enumerate([*np.array(grams[:-1], dtype=object).reshape(-1, 5)]):
+        exact.grams, quantized.grams = {}, {}
+        for sample in samples:
+            prompt, answer = (torch.from_numpy(x[None]) for x in np.split(sample.embeddings, [sample.start]))
+            with torch.no_grad():
+                cache = exact.model(inputs_embeds=prompt, use_cache=True).past_key_values
+                quantized.model(inputs_embeds=answer, past_key_values=cache, use_cache=True)
+        for kind, gram in zip((*KINDS[:3], "mlp.up_proj", KINDS[3]), found, strict=True):
+            expected = exact.grams[f"layers.{i}.{kind}"] + quantized.grams[f"layers.{i}.{kind}"]
+            np.testing.assert_allclose(gram, expected, rtol=0, atol=2e-5 * float(np.abs(expected).max()))
+        quantized.quantize(workdir, i)
+
+
 def test_gptq_loses_less_than_rounding_on_what_it_saw(checkpoint: Checkpoint, tmp_path: Path) -> None:
     """awq's rounding, without its scales, looks at the Gram matrix's diagonal alone."""
     samples, errors = text_samples(checkpoint), {}
