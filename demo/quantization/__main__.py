@@ -44,7 +44,7 @@ class _Listed(click.ParamType):
 
 @click.command(cls=ErrorCommand)
 @click.option("--questions", default=600, show_default=True, help="Measure on so many of the test split.")
-@click.option("--calibration-questions", default=64, show_default=True, help="Calibrate on so many of another split.")
+@click.option("--calibration-questions", default=256, show_default=True, help="Calibrate on so many of another split.")
 @click.option("--blocks", type=_Listed(BLOCK_SIZES), default=",".join(BLOCK_SIZES), show_default=True)
 @click.option("--methods", type=_Listed([*WAYS]), default=",".join(WAYS), show_default=True)
 @click.option("--settings", type=_Listed(SETTINGS), default=",".join(SETTINGS), show_default=True)

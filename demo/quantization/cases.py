@@ -14,7 +14,10 @@ exporter's defaults, W8A8 vision and prefill and activations of 8 bits among the
 
 @dataclass(frozen=True)
 class Way:
-    """A way to quantize the decoder and its head. smooth: None is the exporter's default."""
+    """A way to quantize the decoder and its head.
+
+    smooth: None is the exporter's default. mixed_mb: megabytes for tensors of 8 bits, None for none.
+    """
 
     name: str
     method: Method | None = None
@@ -22,6 +25,7 @@ class Way:
     symmetric: bool = False
     act_order: bool = False
     precision: RecipeName = "int4"
+    mixed_mb: float | None = None
 
 
 WAYS = {
@@ -39,6 +43,8 @@ WAYS = {
         Way("gptq", "gptq", smooth=False),
         Way("gptq smooth", "gptq", smooth=True),
         Way("gptq act-order smooth", "gptq", smooth=True, act_order=True),
+        # A tenth of what the demo's decoder and head take at 4 bits.
+        Way("gptq smooth mixed", "gptq", smooth=True, mixed_mb=0.15),
         Way("awq+gptq", "awq+gptq"),
         Way("awq+gptq act-order", "awq+gptq", act_order=True),
         Way("nf4", precision="nf4"),

@@ -19,7 +19,7 @@ from ...runtime.dataset import DatasetItem, read_dataset
 from ...runtime.manifest import Manifest
 from ..dataset import make_item
 from ..saved import DATASET, save_dataset, write_questions
-from .cases import Case
+from .cases import WAYS, Case
 from .rows import Row, make_row
 
 _CALIBRATION = "demo"
@@ -68,7 +68,7 @@ def judge(
 def _measure(model: str, case: Case, bundles: "_Bundles", kept: Reference) -> Row:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "bundle"
-        manifest = bundles.write(out, case.recipe)
+        manifest = bundles.write(out, case.recipe, WAYS[case.way].mixed_mb)
         return make_row(model, case, len(bundles.calibrating), kept.compare(out), manifest)
 
 
@@ -92,30 +92,31 @@ class _Bundles:
         finally:
             workdir.remove()
 
-    def write(self, out: Path, recipe: Recipe) -> Manifest:
-        """Write the bundle of `recipe` to `out`."""
-        if not recipe.calibrated:
+    def write(self, out: Path, recipe: Recipe, mixed_mb: float | None = None) -> Manifest:
+        """Write the bundle of `recipe` to `out`, with so many megabytes for tensors of 8 bits."""
+        if not recipe.calibrated and mixed_mb is None:
             return write_bundle(self._checkpoint, out, recipe)
-        collected = self._collect(recipe)
-        recipe = dataclasses.replace(recipe, calibration=collected.recipe.calibration)
+        collected = self._collect(recipe, mixed_mb)
+        found = collected.recipe
+        recipe = dataclasses.replace(recipe, calibration=found.calibration, eight_bits=found.eight_bits)
         return write_bundle(self._checkpoint, out, recipe, calibrated=collected.workdir)
 
-    def _collect(self, recipe: Recipe) -> Collected:
-        decided_by = _decides_blocks(recipe)
+    def _collect(self, recipe: Recipe, mixed_mb: float | None) -> Collected:
+        decided_by = _decides_blocks(recipe), mixed_mb
         if self._collected is not None and self._decided_by == decided_by:
             return self._collected
         if self._collected is not None:
             self._collected.workdir.remove()
         out = self._folder / "calibrated"
-        self._collected = collect(self._checkpoint, out, recipe, self._calibration, samples=self._samples)
+        calibration = dataclasses.replace(self._calibration, mixed_mb=mixed_mb)
+        self._collected = collect(self._checkpoint, out, recipe, calibration, samples=self._samples)
         self._decided_by = decided_by
         return self._collected
 
 
 def _decides_blocks(recipe: Recipe) -> object:
     """What calibrated blocks depend on: neither the vision encoder, which is float32 where activations are collected,
-    nor how the blocks are multiplied; prompts' precision only where the weights are smoothed for it first.
+    nor how the blocks are multiplied; prompts' precision, as a graph of their own lets them go through exactly.
     """
     blocks = [dataclasses.replace(part, accuracy_level=0) for part in (recipe.decoder, recipe.head)]
-    smoothed = recipe.smooth and "awq" not in getattr(recipe.decoder, "method", "")
-    return blocks, smoothed and (recipe.prefill,)
+    return blocks, recipe.smooth, recipe.prefill
