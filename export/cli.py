@@ -151,4 +151,5 @@ def parts_table(manifest: Manifest, seconds: float) -> str:
     rows = [(p.name, p.precision, f"{p.bytes / 1e6:.1f} MB", f"{p.seconds:.1f} s") for p in manifest.parts]
     size = sum(file.size for file in manifest.files.values())
     rows = [("part", "precision", "size", "time"), *rows, ("all files", "", f"{size / 1e6:.1f} MB", f"{seconds:.1f} s")]
-    return "\n".join(f"{a:18} {b:18} {c:>12} {d:>9}" for a, b, c, d in rows)
+    width = max([18, *(len(precision) for _, precision, _, _ in rows)])
+    return "\n".join(f"{a:18} {b:{width}} {c:>12} {d:>9}" for a, b, c, d in rows)

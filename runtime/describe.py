@@ -12,6 +12,7 @@ _UNMEASURED = "not measured: medvlm-export --report measures it"
 def describe(manifest: Manifest) -> str:
     """The manifest for a person."""
     text, vision = manifest.text, manifest.vision
+    width = max([18, *(len(part.precision) for part in manifest.parts)])
     lines = [
         f"{manifest.source.name}, converted by {manifest.created_by} (format {manifest.format_version})",
         f"decoder   {text.layers} layers, width {text.hidden_size}, {text.num_heads} heads ({text.num_kv_heads} of "
@@ -23,7 +24,7 @@ def describe(manifest: Manifest) -> str:
         f"recipe    {recipe_line(manifest.recipe)}",
         f"lost      {loss_line(manifest.loss) if manifest.loss else _UNMEASURED}",
         "",
-        *(f"{part.name:18} {part.precision:18} {part.bytes / 1e6:9.1f} MB" for part in manifest.parts),
+        *(f"{part.name:18} {part.precision:{width}} {part.bytes / 1e6:9.1f} MB" for part in manifest.parts),
         "",
         *(f"{entry.sha256}  {name}" for name, entry in manifest.files.items()),
     ]
@@ -39,6 +40,8 @@ def recipe_line(recipe: dict[str, Any]) -> str:
     words = [f"{' and '.join(names)} {precision}" for precision, names in parts.items()]
     if "prefill" in recipe and recipe["prefill"] is None:
         words.append("prompts through the decoder")
+    if isinstance(recipe.get("eight_bits"), list) and recipe["eight_bits"]:
+        words.append(f"{len(recipe['eight_bits'])} of the tensors at 8 bits")
     if recipe.get("embedding"):
         words.append(f"embeddings {recipe['embedding']}")
     return f"{recipe.get('name', 'unnamed')}: {'; '.join(words) or 'it says no more'}"

@@ -81,5 +81,5 @@ class Case:
 
 
 def all_cases(ways: Sequence[str], block_sizes: Sequence[int], settings: Sequence[Setting] = SETTINGS) -> list[Case]:
-    """Every case; those of one way and block size follow each other, for they may share a calibration."""
+    """Every case; those of one way and block size follow each other."""
     return [Case(way, size, setting) for size in block_sizes for way in ways for setting in settings]

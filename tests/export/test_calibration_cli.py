@@ -167,9 +167,12 @@ def test_mixed_precisions_are_in_the_manifest_with_the_questions_that_chose_them
 def test_methods_and_scales_choose_the_recipe(tiny_checkpoint: Path, folder: Path) -> None:
     for i, (options, recipe) in enumerate(
         [
-            ([], make_recipe("int4", method="hqq")),
-            (["--method", "rtn"], make_recipe("int4", method="rtn")),
+            ([], make_recipe("int4", method="rtn-search")),
+            (["--method", "rtn"], make_recipe("int4", method="rtn-search")),
+            (["--method", "rtn", "--scale", "max"], make_recipe("int4", method="rtn")),
             (["--scale", "search"], make_recipe("int4", method="rtn-search")),
+            (["--method", "hqq"], make_recipe("int4", method="hqq")),
+            (["--int8", "--method", "rtn"], make_recipe("int8", method="rtn")),
             (["--int8", "--method", "hqq"], make_recipe("int8", method="hqq")),
             (["--no-smooth"], make_recipe("int4", smooth=False)),
             (["--fp32", "--smooth", "--vision", "w4"], make_recipe("fp32", smooth=True, vision="w4")),

@@ -339,7 +339,7 @@ BLOCKS |= {"method": "rtn", "act_order": False}
         (["--fp32"], FLOATS, None),
         (["--vision", "w8a8"], ROWS, ROWS),
         (["--vision", "w8"], BLOCKS, ROWS),
-        (["--vision", "w4"], {**BLOCKS, "bits": 4, "method": "hqq"}, ROWS),
+        (["--vision", "w4"], {**BLOCKS, "bits": 4, "method": "rtn-search"}, ROWS),
         (["--vision", "fp32"], FLOATS, ROWS),
         (["--prefill", "w8a8"], ROWS, ROWS),
         (["--prefill", "same"], ROWS, None),
@@ -372,7 +372,7 @@ def test_the_table_has_part_precision_size_and_time(tiny_checkpoint: Path, folde
     del files["manifest.json"]
     assert [row[:-1] for row in rows] == [
         ["vision encoder", "w8a8", f"{vision / 1e6:.1f} MB"],
-        ["decoder and head", "int4 block 128 hqq", f"{decoder / 1e6:.1f} MB"],
+        ["decoder and head", "int4 block 128 rtn-search", f"{decoder / 1e6:.1f} MB"],
         ["prefill", "w8a8", f"{prefill / 1e6:.1f} MB"],
         ["embedding table", "float16", f"{files['embeddings.bin'] / 1e6:.1f} MB"],
         ["all files", f"{sum(files.values()) / 1e6:.1f} MB"],

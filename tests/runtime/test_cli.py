@@ -440,7 +440,7 @@ def info(bundle: Path, **fields: Any) -> str:
 def test_info_says_how_each_part_was_quantized(tiny_bundle: Path) -> None:
     said = run("info", tiny_bundle).stdout
     assert (
-        "recipe    int4: decoder and head 4 bits in blocks of 32, asymmetric; vision and prompts W8A8 "
+        "recipe    int4: decoder and head 4 bits by rtn-search in blocks of 32, asymmetric; vision and prompts W8A8 "
         "(int8 weights and activations); embeddings float16\n" in said
     )
 
@@ -453,6 +453,7 @@ def test_info_says_how_each_part_was_quantized(tiny_bundle: Path) -> None:
         ({"decoder": {"kind": "blockwise", "bits": 4, "method": "hqq"}}, "decoder 4 bits by hqq\n"),
         ({"method": "awq", "head": {"kind": "blockwise", "bits": 8, "symmetric": True}}, "head 8 bits by awq, symm"),
         ({"head": {"kind": "nf4", "block_size": 64}}, "head nf4 in blocks of 64\n"),
+        ({"head": {"kind": "nf4"}, "eight_bits": ["lm_head", "x"]}, "head nf4; 2 of the tensors at 8 bits\n"),
         ({"vision": {}, "decoder": 7, "head": [4]}, "vision of unknown precision\n"),
         ({"name": "a\x1b[2Jb\nc"}, r"recipe    a\x1b[2Jb\nc: "),
     ],
