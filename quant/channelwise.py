@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-LARGEST_CODE = 127
+from .chunks import each_chunk, rows_at_once
+from .grid import reciprocal
 
-# Rows are worked on in pieces of about this many elements, so that the temporaries stay in the cache.
-_CHUNK_ELEMENTS = 1 << 17
+LARGEST_CODE = 127
 
 
 @dataclass(frozen=True)
@@ -40,18 +40,16 @@ def quantize_channels(weight: NDArray[np.float32]) -> Channelwise:
     rows, columns = weight.shape
     codes = np.empty((columns, rows), np.int8)
     scales = np.empty(rows, np.float32)
-    step = max(1, _CHUNK_ELEMENTS // max(1, columns))
-    for start in range(0, rows, step):
-        chunk = slice(start, start + step)
+
+    def work(chunk: slice) -> None:
         x = weight[chunk]
         if not np.isfinite(x).all():
             raise ValueError("the weight holds values that are not finite")
         scales[chunk] = np.maximum(x.max(axis=1), -x.min(axis=1)) / np.float32(LARGEST_CODE)
-        with np.errstate(divide="ignore", over="ignore"):
-            reciprocal = np.float32(1) / scales[chunk]
-        # A scale of zero, or too small to have a reciprocal, has nothing to round.
-        reciprocal[~np.isfinite(reciprocal)] = 0
-        codes[:, chunk] = np.clip(np.rint(x * reciprocal[:, None]), -LARGEST_CODE, LARGEST_CODE).T
+        rounded = np.rint(x * reciprocal(scales[chunk])[:, None])
+        codes[:, chunk] = np.clip(rounded, -LARGEST_CODE, LARGEST_CODE).T
+
+    each_chunk(work, rows, rows_at_once(columns))
     return Channelwise(codes, scales)
 
 
