@@ -92,8 +92,9 @@ class Calibrator:
             for site in sites
             if "awq" in self._precision_of(site.scope).method
         }
-        runner.load(layer_of(FoldedReader(self._read, sites, scales), "model.layers", i))
-        passing.settle()
+        if scales:
+            runner.load(layer_of(FoldedReader(self._read, sites, scales), "model.layers", i))
+            passing.folded()
         blocks = {}
         for site in sites:
             gram = grams.pop(site.scope)
@@ -152,10 +153,11 @@ class _Passing:
     def watch(self, watch: Watch) -> None:
         """Show what every product multiplies, prompts and answers alike; the layer is in float32."""
         for sample, stream in self._pairs:
-            self._answer(sample, stream, self._prompt(sample, stream, watch), watch)
+            self._prompts.append(self._prompt(sample, stream, watch))
+            self._answer(sample, stream, self._prompts[-1], watch)
 
-    def settle(self) -> None:
-        """Pass the prompts, now that scales are folded into the layer, and before its weights are rounded."""
+    def folded(self) -> None:
+        """Pass the prompts again: scales were folded into the layer, and its values are others."""
         self._prompts = [self._prompt(sample, stream) for sample, stream in self._pairs]
 
     def finish(self) -> list[Stream]:
@@ -200,7 +202,7 @@ class _Saying:
         for rows in self._rows:
             self._head.run({"inputs_embeds": rows}, watch)
 
-    def settle(self) -> None:
+    def folded(self) -> None:
         """Nothing follows the head."""
 
 

@@ -85,10 +85,10 @@ def collect(
     if samples is None:
         samples = collect_samples(checkpoint, calibration, workdir, progress)
     recipe = dataclasses.replace(recipe, calibration=CalibrationData(calibration.name, len(calibration.items)))
+    read = smoothed_reader(checkpoint, recipe)
     if calibration.mixed_mb is not None:
         chosen = workdir.eight_bits()
         if chosen is None:
-            read = smoothed_reader(checkpoint, recipe)
             found = sensitivities(checkpoint.config.text, read, recipe, samples, calibration.threads, progress)
             chosen = choose_eight_bits(found, calibration.mixed_mb * 1e6)
             workdir.save_eight_bits(chosen)
@@ -97,7 +97,6 @@ def collect(
                 progress("done before")
         recipe = dataclasses.replace(recipe, eight_bits=chosen)
     if recipe.calibrated:
-        read = smoothed_reader(checkpoint, recipe)
         Calibrator(checkpoint.config.text, read, recipe, calibration.threads).run(samples, workdir, progress)
     return Collected(recipe, workdir)
 

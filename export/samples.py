@@ -13,7 +13,7 @@ from ..runtime.dataset import DatasetItem
 from ..runtime.decoding import Decoding
 from ..runtime.manifest import TextDims, VisionDims
 from ..runtime.model import MedVLM
-from ..runtime.positions import mrope_tables, vision_tables
+from ..runtime.positions import followed, mrope_tables, vision_tables
 from ..runtime.preprocess import Patches
 from ..runtime.processor import Processor, Request
 from .layers import ReadTensor
@@ -120,9 +120,8 @@ def _sample(
     embeddings = table[np.concatenate([request.token_ids, answer])]
     for span in request.contents.images:
         embeddings[span.start : span.end] = features[span.digest]
-    following = request.positions.max() + 1 + np.arange(answer.size)
-    positions = np.concatenate([request.positions, np.broadcast_to(following, (3, answer.size))], axis=1)
-    return Sample(embeddings, *mrope_tables(positions, dims), start=request.token_ids.size - 1)
+    tables = mrope_tables(followed(request.positions, answer.size), dims)
+    return Sample(embeddings, *tables, start=request.token_ids.size - 1)
 
 
 def _renamed(watch: Watch | None, old: str, new: str) -> Watch | None:

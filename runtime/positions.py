@@ -45,6 +45,12 @@ def _count_text(positions: NDArray[np.int64], start: int, end: int, following: i
     return following + end - start
 
 
+def followed(positions: NDArray[np.int64], tokens: int) -> NDArray[np.int64]:
+    """`positions` [3, n], and those of text behind them, which counts up on all axes: [3, n + tokens]."""
+    following = positions.max() + 1 + np.arange(tokens)
+    return np.concatenate([positions, np.broadcast_to(following, (3, tokens))], axis=1)
+
+
 def mrope_tables(positions: NDArray[np.int64], dims: TextDims) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """The cosines and sines [tokens, head_size / 2] of `positions` [3, tokens].
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from .decoder import Decoder
 from .embeddings import EmbeddingTable
 from .manifest import TextDims
-from .positions import mrope_tables
+from .positions import followed, mrope_tables
 from .prefix import PrefixCache
 from .processor import Picture, Request
 from .session import one_line_failures
@@ -63,6 +63,5 @@ class Prefill:
     def write_rotary(self, request: Request, decoder: Decoder, new_tokens: int) -> None:
         """Rotary rows for what is left of the prompt and for what follows, whose positions count up on all axes."""
         start = decoder.length
-        following = request.positions.max() + 1 + np.arange(new_tokens)
-        positions = np.concatenate([request.positions[:, start:], np.broadcast_to(following, (3, new_tokens))], axis=1)
+        positions = followed(request.positions, new_tokens)[:, start:]
         decoder.write_rotary(start, *mrope_tables(positions, self._dims))

@@ -111,16 +111,22 @@ class Torch:
             getattr(module.mlp, name).weight.data = weight
 
 
-def test_grams_are_those_of_what_torch_multiplies_behind_the_quantized_layers(
-    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    grams: list[Array] = []
+@pytest.fixture
+def grams(monkeypatch: pytest.MonkeyPatch) -> list[Array]:
+    """The Gram matrices that products are packed with, in their order, once something was calibrated."""
+    seen: list[Array] = []
     pack = packing.pack_calibrated
     monkeypatch.setattr(
         calibrate,
         "pack_calibrated",
-        lambda weight, precision, gram: (grams.append(gram.copy()), pack(weight, precision, gram))[1],
+        lambda weight, precision, gram: (seen.append(gram.copy()), pack(weight, precision, gram))[1],
     )
+    return seen
+
+
+def test_grams_are_those_of_what_torch_multiplies_behind_the_quantized_layers(
+    checkpoint: Checkpoint, tmp_path: Path, grams: list[Array]
+) -> None:
     samples, workdir = text_samples(checkpoint), Workdir(tmp_path / "work")
     Calibrator(checkpoint.config.text, checkpoint.read, recipe_of("gptq", smooth=False), 1).run(samples, workdir)
     # qkv, o, gate and up alike, down of each layer; the head.
@@ -149,16 +155,9 @@ def output_error(checkpoint: Checkpoint, workdir: Workdir, samples: Sequence[Sam
 # transformers is renaming the argument, and takes the old name until 5.40.
 @pytest.mark.filterwarnings("ignore:.*past_key_values.*:FutureWarning")
 def test_answers_are_calibrated_on_exact_prompts_where_prompts_have_a_graph_of_their_own(
-    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Checkpoint, tmp_path: Path, grams: list[Array]
 ) -> None:
     """torch fills its cache in float32, and only the answer goes through the layers that are quantized by then."""
-    grams: list[Array] = []
-    pack = packing.pack_calibrated
-    monkeypatch.setattr(
-        calibrate,
-        "pack_calibrated",
-        lambda weight, precision, gram: (grams.append(gram.copy()), pack(weight, precision, gram))[1],
-    )
     samples, workdir = text_samples(checkpoint), Workdir(tmp_path / "work")
     recipe = make_recipe("int4", 32, method="gptq", smooth=False)
     Calibrator(checkpoint.config.text, checkpoint.read, recipe, 1).run(samples, workdir)
