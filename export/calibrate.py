@@ -1,17 +1,15 @@
-"""Calibrated quantization of the decoder: layer by layer, on what the layers before, quantized, really give.
+"""Calibrated quantization of the decoder: product by product, on what those before, quantized, really give.
 
-    stream -> layer i in float32, its inputs watched -> Gram matrices -> AWQ's scales -> GPTQ or rounding -> blocks
-           -> layer i with those blocks -> the stream of layer i + 1
+    exact stream, quantized stream -> what a product multiplies in either -> AWQ's scales -> GPTQ or rounding -> blocks
+           -> the next product, with those blocks before it ... -> both streams behind the layer
 
-Where prompts are read by a graph of their own, they go through in float32: the blocks are chosen for answers that read
-exact keys and values, as they will. One layer's weights are in memory at a time. After each layer its blocks and the
-streams are saved, so that an interrupted calibration goes on from there.
+GPTQ aims at the outputs of the exact stream, and so makes up for what the products before lost. One layer's weights are
+in memory at a time. After each layer its blocks and the streams are saved, so that an interrupted calibration goes on
+from there.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,17 +21,16 @@ from ..runtime.manifest import TextDims
 from .decoder import build_head, build_layer
 from .folds import FoldedReader, FoldSite, head_site, layer_sites
 from .layers import ReadTensor
-from .layerwise import LayerRunner, Watch, layer_of
+from .layerwise import LayerRunner, layer_of
 from .packing import pack_calibrated
+from .passing import Passing, Saying, Streams
 from .recipe import HEAD_SCOPE, Blockwise, Recipe
 from .samples import Progress, Sample
 from .workdir import Calibrated, Workdir
 
-Stream = NDArray[np.float32]
-
-# The cache's outputs and inputs in the graph of one layer.
-_CACHE = ("present.0.key", "present.0.value")
-_PAST = ("past_key_values.0.key", "past_key_values.0.value")
+# A token of an answer counts as so many of a prompt that goes through in float32: no block ever multiplies the latter,
+# and it is there so that few answers do not decide by chance.
+_ANSWER_WEIGHT = 10
 
 
 class Calibrator:
@@ -48,7 +45,7 @@ class Calibrator:
 
     def run(self, samples: Sequence[Sample], workdir: Workdir, progress: Progress = lambda what: None) -> None:
         """Quantize everything for `samples`; the results are in `workdir`, which may hold some already."""
-        done, streams = workdir.streams() or (0, [sample.embeddings[None] for sample in samples])
+        done, streams = workdir.streams() or (0, Streams.begin(samples))
         for i in range(self._dims.layers):
             if i >= done:
                 calibrated, streams = self._quantize_layer(i, samples, streams)
@@ -65,51 +62,52 @@ class Calibrator:
             raise TypeError(f"{scope} has no blocks to calibrate")
         return precision
 
-    def _quantize_layer(
-        self, i: int, samples: Sequence[Sample], streams: Sequence[Stream]
-    ) -> tuple[Calibrated, list[Stream]]:
+    def _quantize_layer(self, i: int, samples: Sequence[Sample], streams: Streams) -> tuple[Calibrated, Streams]:
         self._layer.load(layer_of(self._read, "model.layers", i))
-        passing = _Passing(self._layer, self._dims, samples, streams, exact_prompts=self._recipe.prefill is not None)
+        exact_prompts = self._recipe.prefill is not None
+        passing = Passing(self._layer, self._dims, samples, streams, exact_prompts=exact_prompts)
         calibrated = self._quantize(self._layer, passing, layer_sites(self._dims, i), i)
         return calibrated, passing.finish()
 
-    def _quantize_head(self, samples: Sequence[Sample], streams: Sequence[Stream]) -> Calibrated:
+    def _quantize_head(self, samples: Sequence[Sample], streams: Streams) -> Calibrated:
         self._head.load(self._read)
-        return self._quantize(self._head, _Saying(self._head, samples, streams), [head_site(self._dims)], 0)
+        return self._quantize(self._head, Saying(self._head, samples, streams), [head_site(self._dims)], 0)
 
     def _quantize(
-        self, runner: LayerRunner, passing: "_Passing | _Saying", sites: Sequence[FoldSite], i: int
+        self, runner: LayerRunner, passing: Passing | Saying, sites: Sequence[FoldSite], i: int
     ) -> Calibrated:
         """Choose scales, then blocks; `runner` goes on with the values that the blocks stand for.
 
         The runner knows layer `i` under the names of layer 0.
         """
         own, local = f"layers.{i}/", "layers.0/"
-        grams = _Grams({site.scope.replace(own, local): site.scope for site in sites})
-        passing.watch(grams.add)
-        scales = {
-            site.name: awq_scales(site, self._read, self._precision_of(site.scope), grams[site.scope])
-            for site in sites
-            if "awq" in self._precision_of(site.scope).method
-        }
-        if scales:
+        scopes = {site.scope.replace(own, local): site for site in sites}
+        grams = _Grams(scopes)
+        passing.pass_prompts(grams.add)
+        scaled = [site for site in sites if "awq" in self._precision_of(site.scope).method]
+        scales: dict[str, NDArray[np.float32]] = {}
+        if scaled:
+            passing.watch(partial(grams.add, weight=_ANSWER_WEIGHT))
+            scales = {site.name: self._scales(site, grams[site.scope.replace(own, local)]) for site in scaled}
             runner.load(layer_of(FoldedReader(self._read, sites, scales), "model.layers", i))
-            passing.folded()
+            grams.clear()
+            passing.pass_prompts(grams.add)
         blocks = {}
-        for site in sites:
-            gram = grams.pop(site.scope)
-            if site.name in scales:
-                factors = scales[site.name][site.columns]
-                gram /= factors[:, None] * factors
-            for product in runner.products_beside(site.scope.replace(own, local)):
-                name = product.replace(local, own)
+        for scope in scopes:
+            lacking = grams.add_pairs(scope, passing.inputs_of(scope), _ANSWER_WEIGHT)
+            gram = grams.pop(scope)
+            for product in runner.products_beside(scope):
+                name, weight = product.replace(local, own), runner.weight(product)
                 try:
-                    packed = pack_calibrated(runner.weight(product), self._precision_of(name), gram)
+                    packed = pack_calibrated(weight, self._precision_of(name), gram, weight @ lacking)
                 except ValueError as error:
                     raise MedVLMError(f"{name} cannot be calibrated: {error}; give more or other questions") from error
                 blocks[name] = packed
                 runner.replace(product, dequantize(packed))
         return Calibrated(scales, blocks)
+
+    def _scales(self, site: FoldSite, gram: NDArray[np.float32]) -> NDArray[np.float32]:
+        return awq_scales(site, self._read, self._precision_of(site.scope), gram)
 
 
 def awq_scales(
@@ -129,112 +127,34 @@ def awq_scales(
     return scales
 
 
-class _Passing:
-    """Samples on their way through one layer.
-
-    exact_prompts: prompts go through in float32 whatever the blocks are, as they do where another graph reads them, and
-    answers read their keys and values; else both go through together.
-    """
-
-    def __init__(
-        self,
-        layer: LayerRunner,
-        dims: TextDims,
-        samples: Sequence[Sample],
-        streams: Sequence[Stream],
-        *,
-        exact_prompts: bool,
-    ) -> None:
-        self._layer, self._dims = layer, dims
-        self._pairs = list(zip(samples, streams, strict=True))
-        self._exact_prompts = exact_prompts
-        self._prompts: list[_Prompt | None] = []
-
-    def watch(self, watch: Watch) -> None:
-        """Show what every product multiplies, prompts and answers alike; the layer is in float32."""
-        for sample, stream in self._pairs:
-            self._prompts.append(self._prompt(sample, stream, watch))
-            self._answer(sample, stream, self._prompts[-1], watch)
-
-    def folded(self) -> None:
-        """Pass the prompts again: scales were folded into the layer, and its values are others."""
-        self._prompts = [self._prompt(sample, stream) for sample, stream in self._pairs]
-
-    def finish(self) -> list[Stream]:
-        """Pass the answers; the streams [1, tokens, hidden_size] behind the layer."""
-        return [
-            self._answer(sample, stream, prompt)
-            for (sample, stream), prompt in zip(self._pairs, self._prompts, strict=True)
-        ]
-
-    def _prompt(self, sample: Sample, stream: Stream, watch: Watch | None = None) -> "_Prompt | None":
-        if not self._exact_prompts:
-            return None
-        feeds = layer_feeds(sample, stream[:, : sample.start], self._dims)
-        return _Prompt(*self._layer.run_all(feeds, _CACHE, watch))
-
-    def _answer(self, sample: Sample, stream: Stream, prompt: "_Prompt | None", watch: Watch | None = None) -> Stream:
-        if prompt is None:
-            return self._layer.run(layer_feeds(sample, stream, self._dims), watch)
-        feeds = layer_feeds(sample, stream[:, sample.start :], self._dims, sample.start)
-        cache = dict(zip(_PAST, (prompt.keys, prompt.values), strict=True))
-        return np.concatenate([prompt.stream, self._layer.run({**feeds, **cache}, watch)], axis=1)
-
-
-@dataclass(frozen=True)
-class _Prompt:
-    """A prompt behind one layer: its stream [1, tokens, hidden_size], and the cache with its keys and values."""
-
-    stream: Stream
-    keys: NDArray[np.float32]
-    values: NDArray[np.float32]
-
-
-class _Saying:
-    """The rows of samples that say something: no other is ever multiplied by the head."""
-
-    def __init__(self, head: LayerRunner, samples: Sequence[Sample], streams: Sequence[Stream]) -> None:
-        self._head = head
-        self._rows = [stream[:, sample.start : -1] for sample, stream in zip(samples, streams, strict=True)]
-
-    def watch(self, watch: Watch) -> None:
-        """Show what the head multiplies."""
-        for rows in self._rows:
-            self._head.run({"inputs_embeds": rows}, watch)
-
-    def folded(self) -> None:
-        """Nothing follows the head."""
-
-
-def layer_feeds(sample: Sample, stream: Stream, dims: TextDims, start: int = 0) -> dict[str, NDArray[Any]]:
-    """What one layer reads but its weights: stream [1, tokens, hidden_size], the tokens of a sample from `start` on.
-
-    The cache has room for the whole sample and is empty; another may take its place.
-    """
-    total = start + stream.shape[1]
-    past = np.zeros((1, dims.num_kv_heads, len(sample.cos), dims.head_size), np.float32)
-    return {
-        "inputs_embeds": stream,
-        "seqlens_k": np.array([total - 1], np.int32),
-        "total_sequence_length": np.array(total, np.int32),
-        "cos_cache": sample.cos,
-        "sin_cache": sample.sin,
-        **dict.fromkeys(_PAST, past),
-    }
-
-
 class _Grams(dict[str, NDArray[np.float32]]):
-    """X^T X [in, in] of what products multiply, by scope; only of those whose local name is in `scopes`."""
+    """X^T X [in, in] of what products multiply, by the scope that is in `scopes`; others are left out."""
 
-    def __init__(self, scopes: Mapping[str, str]) -> None:
+    def __init__(self, scopes: Iterable[str]) -> None:
         super().__init__()
-        self._scopes = scopes
+        self._scopes = frozenset(scopes)
 
-    def add(self, scope: str, x: NDArray[np.float32]) -> None:
-        """Add the inputs x [tokens, in] of a product."""
+    def add(self, scope: str, x: NDArray[np.float32], weight: float = 1) -> None:
+        """Add the inputs x [tokens, in] of a product, each as `weight` of them."""
         if scope in self._scopes:
-            name, gram = self._scopes[scope], x.T @ x
-            if name in self:
-                self[name] += gram
+            gram = _product(x, x, weight)
+            if scope in self:
+                self[scope] += gram
             else:
-                self[name] = gram
+                self[scope] = gram
+
+    def add_pairs(
+        self, scope: str, pairs: Iterable[tuple[NDArray[np.float32], NDArray[np.float32]]], weight: float
+    ) -> NDArray[np.float32]:
+        """Add the second of each pair, X; the sum of (first - X)^T X [in, in] in the same weight."""
+        lacking: NDArray[np.float32] | None = None
+        for exact, x in pairs:
+            self.add(scope, x, weight)
+            product = _product(exact - x, x, weight)
+            lacking = product if lacking is None else np.add(lacking, product, out=lacking)
+        assert lacking is not None, "there is a sample"  # noqa: S101
+        return lacking
+
+
+def _product(a: NDArray[np.float32], b: NDArray[np.float32], weight: float) -> NDArray[np.float32]:
+    return (a * np.float32(weight)).T @ b

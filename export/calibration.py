@@ -59,8 +59,8 @@ def steps(checkpoint: Checkpoint, recipe: Recipe, calibration: Calibration) -> i
 def check_collection(checkpoint: Checkpoint, out: Path, recipe: Recipe, calibration: Calibration) -> None:
     """Raise `InputError` where the disk has no room for what is kept meanwhile."""
     text = checkpoint.config.text
-    # Samples and streams are embeddings, of questions that are seldom longer than this.
-    streams = 2 * len(calibration.items) * 1024 * text.hidden_size * 4
+    # Samples and both streams are embeddings, of questions that are seldom longer than this.
+    streams = 3 * len(calibration.items) * 1024 * text.hidden_size * 4
     size = bundle_bytes(checkpoint, recipe)
     # At 8 bits nothing takes twice as much.
     size += int(min((calibration.mixed_mb or 0) * 1e6, size))

@@ -55,30 +55,38 @@ class _Built:
 
 
 class LayerRunner:
-    """One layer of the model. `load` gives it the weights of a layer; all layers that `build` makes have one form."""
+    """One layer of the model. `load` gives it the weights of a layer; all layers that `build` makes have one form.
+
+    Products may be given other weights, `replace`. `exact` runs the layer as it was loaded all the same.
+    """
 
     def __init__(self, build: Callable[[Layers], None], output: str, threads: int | None = None) -> None:
         self._build, self._output, self._threads = build, output, threads
         self._session: InferenceSession | None = None
         self._inputs: Mapping[str, str] = {}
-        self.weights: dict[str, NDArray[Any]] = {}
+        self._weights: Arrays = {}
+        self._replaced: dict[str, NDArray[np.float32]] = {}
 
     def load(self, read: ReadTensor) -> None:
         """Take the weights that `read` gives for layer 0's names."""
         # The layer before goes first, so that two are never held.
-        self.weights = {}
+        self._weights, self._replaced = {}, {}
         built = _build(self._build, read)
-        self.weights, self._inputs = dict(built.weights), built.inputs
+        self._weights, self._inputs = built.weights, built.inputs
         if self._session is None:
             self._session = open_session(built.model, self._threads)
 
     def replace(self, scope: str, weight: NDArray[np.float32]) -> None:
         """Let the product of `scope` multiply by `weight` [out, in] from now on."""
-        self.weights[f"{scope}.weight"] = np.ascontiguousarray(weight.T)
+        self._replaced[f"{scope}.weight"] = np.ascontiguousarray(weight.T)
+
+    def restore(self, scope: str) -> None:
+        """Let the product of `scope` multiply by the weight that was loaded."""
+        del self._replaced[f"{scope}.weight"]
 
     def weight(self, scope: str) -> NDArray[np.float32]:
-        """The weight [out, in] of the product of `scope`."""
-        return np.ascontiguousarray(self.weights[f"{scope}.weight"].T)
+        """The weight [out, in] of the product of `scope` that was loaded."""
+        return np.ascontiguousarray(self._weights[f"{scope}.weight"].T)
 
     @property
     def products(self) -> list[str]:
@@ -89,21 +97,39 @@ class LayerRunner:
         """The products that multiply what that of `scope` does, itself among them."""
         return [other for other, x in self._inputs.items() if x == self._inputs[scope]]
 
-    def run(self, feeds: Arrays, watch: Watch | None = None) -> NDArray[np.float32]:
+    def run(self, feeds: Arrays, watch: Watch | None = None, *, exact: bool = False) -> NDArray[np.float32]:
         """The output of this layer for `feeds`."""
-        return self.run_all(feeds, (), watch)[0]
+        return self.run_all(feeds, (), watch, exact=exact)[0]
 
-    def run_all(self, feeds: Arrays, others: Sequence[str], watch: Watch | None = None) -> list[NDArray[np.float32]]:
+    def run_all(
+        self, feeds: Arrays, others: Sequence[str], watch: Watch | None = None, *, exact: bool = False
+    ) -> list[NDArray[np.float32]]:
         """The output of this layer for `feeds`, and the `others` that its graph has."""
-        assert self._session is not None, "load comes first"  # noqa: S101
         wanted = [self._output, *others]
         watched = dict.fromkeys(self._inputs.values()) if watch else {}
-        values = [np.asarray(value) for value in self._session.run([*wanted, *watched], {**feeds, **self.weights})]
+        values = self._run([*wanted, *watched], feeds, exact=exact)
         if watch:
             seen = dict(zip(watched, values[len(wanted) :], strict=True))
             for scope, name in self._inputs.items():
-                watch(scope, seen[name].reshape(-1, seen[name].shape[-1]))
+                watch(scope, _rows(seen[name]))
         return values[: len(wanted)]
+
+    def inputs_of(self, scope: str, feeds: Arrays, *, exact: bool = False) -> NDArray[np.float32]:
+        """What the product of `scope` multiplies, [tokens, in]; nothing is computed that does not lead to it."""
+        return _rows(self._run([self._inputs[scope]], feeds, exact=exact)[0])
+
+    def _run(self, names: Sequence[str], feeds: Arrays, *, exact: bool) -> list[NDArray[np.float32]]:
+        import onnxruntime
+
+        assert self._session is not None, "load comes first"  # noqa: S101
+        options = onnxruntime.RunOptions()
+        options.only_execute_path_to_fetches = True
+        weights = self._weights if exact else {**self._weights, **self._replaced}
+        return [np.asarray(value) for value in self._session.run(names, {**feeds, **weights}, options)]
+
+
+def _rows(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    return x.reshape(-1, x.shape[-1])
 
 
 def _build(build: Callable[[Layers], None], read: ReadTensor) -> _Built:

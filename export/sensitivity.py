@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from ..quant.blockwise import dequantize
 from ..runtime.manifest import TextDims
 from ..runtime.statistics import kl_divergence
-from .calibrate import layer_feeds
 from .decoder import build_head, build_layer
 from .layers import ReadTensor
 from .layerwise import LayerRunner, layer_of
 from .packing import pack_blocks, without_calibration
+from .passing import layer_feeds
 from .recipe import HEAD_SCOPE, Blockwise, Recipe
 from .samples import Progress, Sample
 
@@ -61,7 +61,7 @@ def sensitivities(
             weight = layer.weight(product)
             extra[scope] = _round(layer, product, weight, recipe.precision_of(scope))
             tried[scope] = run(exact)
-            layer.replace(product, weight)
+            layer.restore(product)
         exact = run(exact)
         progress(f"sensitivity, layer {i + 1} of {dims.layers}")
     head = LayerRunner(partial(build_head, dims=dims), "logits", threads)

@@ -11,10 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..quant.blockwise import Blockwise
+from .passing import Streams
 from .samples import Sample
 
 _EIGHT_BITS, _STREAMS, _SAMPLES = "eight_bits.json", "streams", "samples"
 _RESULTS = ".blocks.npz"
+_WAYS = ("exact", "quantized")
 
 
 @dataclass(frozen=True)
@@ -61,17 +63,21 @@ class Workdir:
             arrays |= {f"{kind}.{i}": getattr(sample, kind) for kind in ("embeddings", "cos", "sin")}
         self._save(_SAMPLES, arrays)
 
-    def streams(self) -> tuple[int, list[NDArray[np.float32]]] | None:
+    def streams(self) -> tuple[int, Streams] | None:
         """How many layers are done, and the streams behind them, where they were saved."""
         stored = self._load(_STREAMS)
         if stored is None:
             return None
-        done = int(stored.pop("done"))
-        return done, [stored[f"{i}"] for i in range(len(stored))]
+        samples = range(int(stored["samples"]))
+        exact, quantized = ([stored[f"{way}.{i}"] for i in samples] for way in _WAYS)
+        return int(stored["done"]), Streams(exact, quantized)
 
-    def save_streams(self, done: int, streams: Sequence[NDArray[np.float32]]) -> None:
-        """Keep the streams [1, tokens, hidden_size] behind `done` layers, whose results were saved before."""
-        self._save(_STREAMS, {"done": np.array(done), **{f"{i}": stream for i, stream in enumerate(streams)}})
+    def save_streams(self, done: int, streams: Streams) -> None:
+        """Keep the streams behind `done` layers, whose results were saved before."""
+        arrays = {"done": np.array(done), "samples": np.array(len(streams.exact))}
+        for way in _WAYS:
+            arrays |= {f"{way}.{i}": stream for i, stream in enumerate(getattr(streams, way))}
+        self._save(_STREAMS, arrays)
 
     def holds(self, name: str) -> bool:
         """Whether the results called `name`, a layer's scope or the head's, were saved."""

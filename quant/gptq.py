@@ -4,6 +4,13 @@ Frantar et al., 2022, after Optimal Brain Quantization (Frantar & Alistarh, 2022
 tr(E H E^T) for E = W - W_hat and H = X^T X. When column j is rounded, the best that the later columns can do is
 
     W[:, k] -= (W[:, j] - W_hat[:, j]) / U[j, j] * U[j, k]          k > j,  H^-1 = U^T U, U upper triangular
+
+Where X are not the inputs X* that W was made for, because layers before are quantized too, the outputs to come close to
+are X* W^T (GPTAQ, Li et al., 2025; Qronos, Zhang et al., 2025). The unrounded weight that comes closest is
+
+    W' = W + W (X* - X)^T X H^-1
+
+and since what it leaves is orthogonal to X, the problem that remains is the one above for W'.
 """
 
 from dataclasses import dataclass
@@ -43,6 +50,13 @@ class _Layer:
     search: bool
     static: bool
 
+    def corrected(self, weight: NDArray[np.float32], missing: NDArray[Real]) -> NDArray[np.float32]:
+        """Rows [rows, in] of the weight that comes closest to the outputs wanted, before it is rounded."""
+        moved = missing[:, self.order].astype(self.upper.dtype, copy=False) @ self.upper.T @ self.upper
+        weight = weight.copy()
+        weight[:, self.order] += moved
+        return weight
+
 
 def quantize_gptq(
     weight: NDArray[np.float32],
@@ -51,6 +65,7 @@ def quantize_gptq(
     block_size: int,
     *,
     symmetric: bool = False,
+    missing: NDArray[Real] | None = None,
     act_order: bool = False,
     damping: float = 0.01,
     search: bool = True,
@@ -58,6 +73,7 @@ def quantize_gptq(
 ) -> Blockwise:
     """Quantize `weight` [out_features, in_features] for inputs X of which `gram` = X^T X [in_features, in_features].
 
+    missing: [out_features, in_features], (Y - X W^T)^T X for the outputs Y that are wanted, where they are not X W^T.
     act_order: round the columns in descending order of the inputs' energy. They are stored in their own order all the
     same, which asks for grids that are fixed in advance; otherwise a block's grid is set when its turn comes, on
     weights that carry the errors of the columns before. search: grids of least squared error, weighted by the inputs'
@@ -65,11 +81,17 @@ def quantize_gptq(
     factorization and the updates; float32 takes half the memory, four matrices the size of the Gram matrix at its peak.
 
     A channel that no input reaches is rounded to nearest. Raises ValueError as `quantize` does, for a Gram matrix of
-    another shape, not finite or with a negative diagonal, and where it cannot be factorized (see `inverse_factor`).
+    another shape, not finite or with a negative diagonal, where it cannot be factorized (see `inverse_factor`), and for
+    `missing` of another shape than the weight's or not finite.
     """
     check(bits, block_size)
     if not np.isfinite(weight).all():
         raise ValueError("the weight holds values that are not finite")
+    if missing is not None:
+        if not np.isfinite(missing).all():
+            raise ValueError("the missing outputs hold values that are not finite")
+        if missing.shape != weight.shape:
+            raise ValueError(f"the missing outputs are {missing.shape}; the weight is {weight.shape}")
     rows, columns = weight.shape
     energy = _energy(gram, columns)
     order = np.argsort(-energy, kind="stable") if act_order else np.arange(columns)
@@ -88,7 +110,7 @@ def quantize_gptq(
     grid = Grid(np.empty((rows, blocks), np.float32), np.empty((rows, blocks), np.uint8))
 
     def work(chunk: slice) -> None:
-        piece = _Rows(layer, weight[chunk])
+        piece = _Rows(layer, weight[chunk] if missing is None else layer.corrected(weight[chunk], missing[chunk]))
         piece.settle(0, 1 << max(columns - 1, 0).bit_length())
         packed[chunk] = pack(piece.codes.T.reshape(-1, blocks, block_size), bits)
         grid.scales[chunk], grid.zero_points[chunk] = piece.scales.T, piece.zeros.T

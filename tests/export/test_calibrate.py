@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tracemalloc
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from medvlm.export.calibrate import Calibrator
 from medvlm.export.calibration import Calibration, Collected, check_collection, collect, steps
 from medvlm.export.checkpoint import Checkpoint, open_checkpoint
 from medvlm.export.convert import export, write_bundle
-from medvlm.export.recipe import Recipe, make_recipe
+from medvlm.export.recipe import Blockwise, Recipe, make_recipe
 from medvlm.export.samples import Sample
 from medvlm.export.workdir import Workdir
 from medvlm.quant import dequantize, quantize
@@ -30,7 +31,6 @@ from numpy.typing import NDArray
 from transformers import Qwen2VLForConditionalGeneration
 
 Array = NDArray[np.float32]
-KINDS = ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj")
 SITES = ("attn/qkv_proj", "attn/o_proj", "mlp/gate_proj", "mlp/down_proj")
 
 
@@ -69,78 +69,123 @@ def text_samples(checkpoint: Checkpoint) -> list[Sample]:
 
 
 class Torch:
-    """transformers' decoder, and X^T X of what its linear modules multiply."""
+    """transformers' decoder, and what its linear modules multiply."""
 
     def __init__(self, directory: Path) -> None:
         model: Any = Qwen2VLForConditionalGeneration.from_pretrained(directory, dtype=torch.float32)
         self.model = model.model.language_model
         self.head = model.lm_head
-        self.grams: dict[str, Array] = {}
+        self.inputs: dict[str, Array] = {}
         for name, module in self.model.named_modules():
             if isinstance(module, torch.nn.Linear):
-                module.register_forward_pre_hook(self._adding(name))
+                module.register_forward_pre_hook(self._keeping(name))
 
-    def _adding(self, name: str) -> Callable[[object, tuple[torch.Tensor]], None]:
-        def add(_module: object, inputs: tuple[torch.Tensor]) -> None:
-            x = inputs[0][0]
-            self.grams[name] = self.grams.get(name, 0) + (x.T @ x).numpy()
+    def _keeping(self, name: str) -> Callable[[object, tuple[torch.Tensor]], None]:
+        def keep(_module: object, inputs: tuple[torch.Tensor]) -> None:
+            x = inputs[0][0].numpy()
+            self.inputs[name] = np.concatenate([self.inputs[name], x]) if name in self.inputs else x
 
-        return add
+        return keep
 
     def run(self, samples: Sequence[Sample]) -> list[Array]:
-        """The normalized last states of each sample; the Gram matrices are those of this call."""
-        self.grams = {}
+        """The normalized last states of each sample; the inputs are those of this call."""
+        self.inputs = {}
         with torch.no_grad():
             given = [torch.from_numpy(sample.embeddings[None]) for sample in samples]
             return [self.model(inputs_embeds=x, use_cache=False).last_hidden_state[0].numpy() for x in given]
 
-    def quantize(self, workdir: Workdir, layer: int) -> None:
-        """Give a layer the values of its blocks."""
+    def quantize(self, workdir: Workdir, layer: int, scope: str) -> None:
+        """Give a product of a layer the values of its blocks."""
         module = self.model.layers[layer]
-        weights = {}
-        for scope in ("attn/qkv_proj", "attn/o_proj", "mlp/gate_proj", "mlp/up_proj", "mlp/down_proj"):
-            blocks = workdir.blocks(f"layers.{layer}/{scope}")
-            assert blocks is not None
-            weights[scope.rpartition("/")[2]] = torch.from_numpy(dequantize(blocks).copy())
-        parts = [module.self_attn.q_proj, module.self_attn.k_proj, module.self_attn.v_proj]
-        split = torch.split(weights.pop("qkv_proj"), [part.out_features for part in parts])
-        for part, weight in zip(parts, split, strict=True):
-            part.weight.data = weight
-        module.self_attn.o_proj.weight.data = weights.pop("o_proj")
-        for name, weight in weights.items():
-            getattr(module.mlp, name).weight.data = weight
+        blocks = workdir.blocks(f"layers.{layer}/{scope}")
+        assert blocks is not None
+        weight = torch.from_numpy(dequantize(blocks).copy())
+        if scope == "attn/qkv_proj":
+            parts = [module.self_attn.q_proj, module.self_attn.k_proj, module.self_attn.v_proj]
+            for part, piece in zip(parts, torch.split(weight, [part.out_features for part in parts]), strict=True):
+                part.weight.data = piece
+        else:
+            attention = scope.startswith("attn/")
+            getattr(module.self_attn if attention else module.mlp, scope.rpartition("/")[2]).weight.data = weight
+
+    def weight(self, layer: int, scope: str) -> Array:
+        """The weight [out, in] of a product of a layer."""
+        module = self.model.layers[layer]
+        if scope == "attn/qkv_proj":
+            return np.concatenate([getattr(module.self_attn, f"{kind}_proj").weight.data for kind in "qkv"])
+        attention = scope.startswith("attn/")
+        return getattr(module.self_attn if attention else module.mlp, scope.rpartition("/")[2]).weight.data.numpy()
+
+
+# The products of a layer in the order in which they are quantized; of those that share inputs, transformers' first.
+PRODUCTS = {
+    "attn/qkv_proj": "self_attn.q_proj",
+    "attn/o_proj": "self_attn.o_proj",
+    "mlp/gate_proj": "mlp.gate_proj",
+    "mlp/up_proj": "mlp.gate_proj",
+    "mlp/down_proj": "mlp.down_proj",
+}
+# A token of an answer counts as so many of a prompt.
+WEIGHT = 10
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What a product is quantized for: X^T X, and (X* W^T - X W^T)^T X for X* as float32 has them."""
+
+    gram: Array
+    missing: Array
 
 
 @pytest.fixture
-def grams(monkeypatch: pytest.MonkeyPatch) -> list[Array]:
-    """The Gram matrices that products are packed with, in their order, once something was calibrated."""
-    seen: list[Array] = []
+def packed(monkeypatch: pytest.MonkeyPatch) -> list[Packed]:
+    """What products are packed for, in their order, once something was calibrated."""
+    seen: list[Packed] = []
     pack = packing.pack_calibrated
-    monkeypatch.setattr(
-        calibrate,
-        "pack_calibrated",
-        lambda weight, precision, gram: (seen.append(gram.copy()), pack(weight, precision, gram))[1],
-    )
+
+    def packing_seen(weight: Array, precision: Blockwise, gram: Array, missing: Array) -> Any:
+        seen.append(Packed(gram.copy(), missing.copy()))
+        return pack(weight, precision, gram, missing)
+
+    monkeypatch.setattr(calibrate, "pack_calibrated", packing_seen)
     return seen
 
 
-def test_grams_are_those_of_what_torch_multiplies_behind_the_quantized_layers(
-    checkpoint: Checkpoint, tmp_path: Path, grams: list[Array]
+def by_layer(packed: list[Packed]) -> list[dict[str, Packed]]:
+    """What the products of each layer were packed for; the head's is the last and left out."""
+    of_layers, count = packed[:-1], len(PRODUCTS)
+    return [dict(zip(PRODUCTS, of_layers[i : i + count], strict=True)) for i in range(0, len(of_layers), count)]
+
+
+def close(found: Array, expected: Array, scale: Array) -> None:
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5 * float(np.abs(scale).max()))
+
+
+def test_products_are_quantized_for_what_torch_multiplies_behind_those_before(
+    checkpoint: Checkpoint, tmp_path: Path, packed: list[Packed]
 ) -> None:
     samples, workdir = text_samples(checkpoint), Workdir(tmp_path / "work")
     Calibrator(checkpoint.config.text, checkpoint.read, recipe_of("gptq", smooth=False), 1).run(samples, workdir)
-    # qkv, o, gate and up alike, down of each layer; the head.
-    seen = [*np.array(grams[:-1], dtype=object).reshape(-1, 5)]
-    reference = Torch(checkpoint.directory)
-    states = reference.run(samples)
-    for i, found in enumerate(seen):
-        for kind, gram in zip((*KINDS[:3], "mlp.up_proj", KINDS[3]), found, strict=True):
-            expected = reference.grams[f"layers.{i}.{kind}"]
-            np.testing.assert_allclose(gram, expected, rtol=0, atol=2e-5 * float(np.abs(expected).max()))
-        reference.quantize(workdir, i)
-        states = reference.run(samples)
-    rows = np.concatenate([state[sample.start : -1] for state, sample in zip(states, samples, strict=True)])
-    np.testing.assert_allclose(grams[-1], rows.T @ rows, rtol=0, atol=2e-5 * float((rows.T @ rows).max()))
+    exact, quantized = Torch(checkpoint.directory), Torch(checkpoint.directory)
+    exact_states = exact.run(samples)
+    for i, layer in enumerate(by_layer(packed)):
+        for scope, kind in PRODUCTS.items():
+            if scope != "mlp/up_proj":
+                # Gate and up multiply the same.
+                states = quantized.run(samples)
+            x, wanted = quantized.inputs[f"layers.{i}.{kind}"], exact.inputs[f"layers.{i}.{kind}"]
+            weight, gram = exact.weight(i, scope), WEIGHT * x.T @ x
+            close(layer[scope].gram, gram, gram)
+            close(layer[scope].missing, WEIGHT * ((wanted - x) @ weight.T).T @ x, weight @ gram)
+            quantized.quantize(workdir, i, scope)
+    states = quantized.run(samples)
+    x, wanted = (
+        np.concatenate([state[sample.start : -1] for state, sample in zip(given, samples, strict=True)])
+        for given in (states, exact_states)
+    )
+    weight, gram = exact.head.weight.data.numpy(), WEIGHT * x.T @ x
+    close(packed[-1].gram, gram, gram)
+    close(packed[-1].missing, WEIGHT * ((wanted - x) @ weight.T).T @ x, weight @ gram)
 
 
 def output_error(checkpoint: Checkpoint, workdir: Workdir, samples: Sequence[Sample]) -> float:
@@ -148,31 +193,41 @@ def output_error(checkpoint: Checkpoint, workdir: Workdir, samples: Sequence[Sam
     reference = Torch(checkpoint.directory)
     exact = np.concatenate(reference.run(samples))
     for i in range(checkpoint.config.text.layers):
-        reference.quantize(workdir, i)
+        for scope in PRODUCTS:
+            reference.quantize(workdir, i, scope)
     return float(np.linalg.norm(np.concatenate(reference.run(samples)) - exact) / np.linalg.norm(exact))
 
 
 # transformers is renaming the argument, and takes the old name until 5.40.
 @pytest.mark.filterwarnings("ignore:.*past_key_values.*:FutureWarning")
 def test_answers_are_calibrated_on_exact_prompts_where_prompts_have_a_graph_of_their_own(
-    checkpoint: Checkpoint, tmp_path: Path, grams: list[Array]
+    checkpoint: Checkpoint, tmp_path: Path, packed: list[Packed]
 ) -> None:
-    """torch fills its cache in float32, and only the answer goes through the layers that are quantized by then."""
+    """torch fills its cache in float32, and only the answer goes through what is quantized by then."""
     samples, workdir = text_samples(checkpoint), Workdir(tmp_path / "work")
     recipe = make_recipe("int4", 32, method="gptq", smooth=False)
     Calibrator(checkpoint.config.text, checkpoint.read, recipe, 1).run(samples, workdir)
-    exact, quantized = Torch(checkpoint.directory), Torch(checkpoint.directory)
-    for i, found in enumerate([*np.array(grams[:-1], dtype=object).reshape(-1, 5)]):
-        exact.grams, quantized.grams = {}, {}
-        for sample in samples:
-            prompt, answer = (torch.from_numpy(x[None]) for x in np.split(sample.embeddings, [sample.start]))
-            with torch.no_grad():
-                cache = exact.model(inputs_embeds=prompt, use_cache=True).past_key_values
-                quantized.model(inputs_embeds=answer, past_key_values=cache, use_cache=True)
-        for kind, gram in zip((*KINDS[:3], "mlp.up_proj", KINDS[3]), found, strict=True):
-            expected = exact.grams[f"layers.{i}.{kind}"] + quantized.grams[f"layers.{i}.{kind}"]
-            np.testing.assert_allclose(gram, expected, rtol=0, atol=2e-5 * float(np.abs(expected).max()))
-        quantized.quantize(workdir, i)
+    prompts, exact, quantized = (Torch(checkpoint.directory) for _ in range(3))
+    run_behind_prompts(samples, prompts, exact)
+    for i, layer in enumerate(by_layer(packed)):
+        for scope, kind in PRODUCTS.items():
+            if scope != "mlp/up_proj":
+                run_behind_prompts(samples, prompts, quantized)
+            read, wanted, x = (model.inputs[f"layers.{i}.{kind}"] for model in (prompts, exact, quantized))
+            weight, gram = exact.weight(i, scope), read.T @ read + WEIGHT * x.T @ x
+            close(layer[scope].gram, gram, gram)
+            close(layer[scope].missing, WEIGHT * ((wanted - x) @ weight.T).T @ x, weight @ gram)
+            quantized.quantize(workdir, i, scope)
+
+
+def run_behind_prompts(samples: Sequence[Sample], prompts: Torch, answers: Torch) -> None:
+    """Read prompts with one model and answers, behind its cache, with the other."""
+    prompts.inputs, answers.inputs = {}, {}
+    for sample in samples:
+        prompt, answer = (torch.from_numpy(x[None]) for x in np.split(sample.embeddings, [sample.start]))
+        with torch.no_grad():
+            cache = prompts.model(inputs_embeds=prompt, use_cache=True).past_key_values
+            answers.model(inputs_embeds=answer, past_key_values=cache, use_cache=True)
 
 
 def test_gptq_loses_less_than_rounding_on_what_it_saw(checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -185,7 +240,7 @@ def test_gptq_loses_less_than_rounding_on_what_it_saw(checkpoint: Checkpoint, tm
         errors[name] = output_error(checkpoint, workdir, samples)
     workdir = Workdir(tmp_path / "rounded")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(calibrate, "pack_calibrated", lambda w, p, gram: quantize(w, 4, 32, symmetric=False))
+        patched.setattr(calibrate, "pack_calibrated", lambda w, p, gram, missing: quantize(w, 4, 32, symmetric=False))
         Calibrator(checkpoint.config.text, checkpoint.read, recipe_of("gptq"), 1).run(samples, workdir)
     rounded = output_error(checkpoint, workdir, samples)
     assert max(errors.values()) < 0.8 * rounded

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 from medvlm.demo.random_checkpoint import TEXT, RandomCheckpoint
-from medvlm.export.calibrate import layer_feeds
 from medvlm.export.checkpoint import Checkpoint, open_checkpoint
 from medvlm.export.decoder import build_head, build_layer
 from medvlm.export.layers import ReadTensor
 from medvlm.export.layerwise import LayerRunner, layer_of
+from medvlm.export.passing import layer_feeds
 from medvlm.export.samples import Asked, Sample, make_samples
 from medvlm.runtime.bundle import open_bundle
 from medvlm.runtime.processor import Processor, Request
@@ -198,6 +198,7 @@ def test_a_weight_that_is_replaced_is_the_one_multiplied_by(
     before = layer.run(layer_feeds(sample, sample.embeddings[None], dims))
     layer.replace("layers.0/mlp/down_proj", -weight)
     found = layer.run(layer_feeds(sample, sample.embeddings[None], dims))
+    np.testing.assert_array_equal(layer.run(layer_feeds(sample, sample.embeddings[None], dims), exact=True), before)
     module = reference.model.model.language_model.layers[0].mlp.down_proj
     with torch.no_grad():
         module.weight.neg_()
@@ -205,6 +206,8 @@ def test_a_weight_that_is_replaced_is_the_one_multiplied_by(
         module.weight.neg_()
     close(found, expected)
     assert np.abs(found - before).max() > 0.1
+    layer.restore("layers.0/mlp/down_proj")
+    np.testing.assert_array_equal(layer.run(layer_feeds(sample, sample.embeddings[None], dims)), before)
 
 
 def test_layers_narrower_than_a_cache_line_have_weights_of_their_own(tmp_path: Path) -> None:
