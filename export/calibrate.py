@@ -8,7 +8,7 @@ in memory at a time. After each layer its blocks and the streams are saved, so t
 from there.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -23,7 +23,7 @@ from .folds import FoldedReader, FoldSite, head_site, layer_sites
 from .layers import ReadTensor
 from .layerwise import LayerRunner, layer_of
 from .packing import pack_calibrated
-from .passing import Passing, Saying, Streams
+from .passing import Inputs, Passing, Saying, Streams
 from .recipe import HEAD_SCOPE, Blockwise, Recipe
 from .samples import Progress, Sample
 from .workdir import Calibrated, Workdir
@@ -31,6 +31,8 @@ from .workdir import Calibrated, Workdir
 # A token of an answer counts as so many of a prompt that goes through in float32: no block ever multiplies the latter,
 # and it is there so that few answers do not decide by chance.
 _ANSWER_WEIGHT = 10
+# Rows of inputs that are multiplied at once, 73 MB of the widest.
+_ROWS = 2048
 
 
 class Calibrator:
@@ -134,27 +136,42 @@ class _Grams(dict[str, NDArray[np.float32]]):
         super().__init__()
         self._scopes = frozenset(scopes)
 
-    def add(self, scope: str, x: NDArray[np.float32], weight: float = 1) -> None:
+    def add(self, scope: str, x: Inputs, weight: float = 1) -> None:
         """Add the inputs x [tokens, in] of a product, each as `weight` of them."""
         if scope in self._scopes:
-            gram = _product(x, x, weight)
-            if scope in self:
-                self[scope] += gram
-            else:
-                self[scope] = gram
+            if weight != 1:
+                x = x * np.float32(np.sqrt(weight))
+            # A matrix by its own transpose: half the work of any other product.
+            self[scope] = _sum(self.get(scope), x.T @ x)
 
-    def add_pairs(
-        self, scope: str, pairs: Iterable[tuple[NDArray[np.float32], NDArray[np.float32]]], weight: float
-    ) -> NDArray[np.float32]:
+    def add_pairs(self, scope: str, pairs: Iterable[tuple[Inputs, Inputs]], weight: float) -> NDArray[np.float32]:
         """Add the second of each pair, X; the sum of (first - X)^T X [in, in] in the same weight."""
         lacking: NDArray[np.float32] | None = None
-        for exact, x in pairs:
+        for exact, x in _joined(pairs):
             self.add(scope, x, weight)
-            product = _product(exact - x, x, weight)
-            lacking = product if lacking is None else np.add(lacking, product, out=lacking)
+            exact -= x
+            exact *= np.float32(weight)
+            lacking = _sum(lacking, exact.T @ x)
         assert lacking is not None, "there is a sample"  # noqa: S101
         return lacking
 
 
-def _product(a: NDArray[np.float32], b: NDArray[np.float32], weight: float) -> NDArray[np.float32]:
-    return (a * np.float32(weight)).T @ b
+def _sum(total: NDArray[np.float32] | None, more: NDArray[np.float32]) -> NDArray[np.float32]:
+    return more if total is None else np.add(total, more, out=total)
+
+
+def _joined(pairs: Iterable[tuple[Inputs, Inputs]]) -> Iterator[tuple[Inputs, Inputs]]:
+    """The same rows in fewer pairs: what is added up is larger than most samples."""
+    waiting: list[tuple[Inputs, Inputs]] = []
+    for pair in pairs:
+        waiting.append(pair)
+        if sum(len(x) for _, x in waiting) >= _ROWS:
+            yield _join(waiting)
+            waiting = []
+    if waiting:
+        yield _join(waiting)
+
+
+def _join(pairs: Sequence[tuple[Inputs, Inputs]]) -> tuple[Inputs, Inputs]:
+    first, second = zip(*pairs, strict=True)
+    return np.concatenate(first), np.concatenate(second)

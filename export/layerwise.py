@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
+from onnx.utils import Extractor
 
 from ..runtime.session import open_session
 from .graph import Graph
@@ -49,7 +51,7 @@ class _FedGraph(Graph):
 class _Built:
     """A graph, its weights, and what each of its products multiplies, by scope."""
 
-    model: bytes
+    model: onnx.ModelProto
     weights: Arrays
     inputs: Mapping[str, str]
 
@@ -62,7 +64,8 @@ class LayerRunner:
 
     def __init__(self, build: Callable[[Layers], None], output: str, threads: int | None = None) -> None:
         self._build, self._output, self._threads = build, output, threads
-        self._session: InferenceSession | None = None
+        self._model: onnx.ModelProto | None = None
+        self._sessions: dict[tuple[str, ...], InferenceSession] = {}
         self._inputs: Mapping[str, str] = {}
         self._weights: Arrays = {}
         self._replaced: dict[str, NDArray[np.float32]] = {}
@@ -73,8 +76,8 @@ class LayerRunner:
         self._weights, self._replaced = {}, {}
         built = _build(self._build, read)
         self._weights, self._inputs = built.weights, built.inputs
-        if self._session is None:
-            self._session = open_session(built.model, self._threads)
+        if self._model is None:
+            self._model = built.model
 
     def replace(self, scope: str, weight: NDArray[np.float32]) -> None:
         """Let the product of `scope` multiply by `weight` [out, in] from now on."""
@@ -114,18 +117,23 @@ class LayerRunner:
                 watch(scope, _rows(seen[name]))
         return values[: len(wanted)]
 
-    def inputs_of(self, scope: str, feeds: Arrays, *, exact: bool = False) -> NDArray[np.float32]:
+    def input_of(self, scope: str, feeds: Arrays, *, exact: bool = False) -> NDArray[np.float32]:
         """What the product of `scope` multiplies, [tokens, in]; nothing is computed that does not lead to it."""
         return _rows(self._run([self._inputs[scope]], feeds, exact=exact)[0])
 
     def _run(self, names: Sequence[str], feeds: Arrays, *, exact: bool) -> list[NDArray[np.float32]]:
-        import onnxruntime
+        session = self._session(tuple(names))
+        given = {**feeds, **self._weights, **({} if exact else self._replaced)}
+        values = session.run(names, {value.name: given[value.name] for value in session.get_inputs()})
+        return [np.asarray(value) for value in values]
 
-        assert self._session is not None, "load comes first"  # noqa: S101
-        options = onnxruntime.RunOptions()
-        options.only_execute_path_to_fetches = True
-        weights = self._weights if exact else {**self._weights, **self._replaced}
-        return [np.asarray(value) for value in self._session.run(names, {**feeds, **weights}, options)]
+    def _session(self, names: tuple[str, ...]) -> "InferenceSession":
+        """A session of what leads to the values `names`: onnxruntime itself computes all that a graph has."""
+        assert self._model is not None, "load comes first"  # noqa: S101
+        if names not in self._sessions:
+            part = Extractor(self._model).extract_model([value.name for value in self._model.graph.input], [*names])
+            self._sessions[names] = open_session(part.SerializeToString(), self._threads)
+        return self._sessions[names]
 
 
 def _rows(x: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -137,7 +145,7 @@ def _build(build: Callable[[Layers], None], read: ReadTensor) -> _Built:
     layers = Layers(graph, read, Float32())
     build(layers)
     graph.expose(layers.inputs.values())
-    return _Built(graph.serialize(), graph.weights, layers.inputs)
+    return _Built(onnx.load_model_from_string(graph.serialize()), graph.weights, layers.inputs)
 
 
 def layer_of(read: ReadTensor, group: str, i: int) -> ReadTensor:

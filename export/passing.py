@@ -75,7 +75,7 @@ class Passing:
         """What a product multiplies of what `pass_prompts` left, [tokens, in] for each sample: exactly, and now."""
         ways = (self._feeds(self._streams.exact), self._feeds(self._streams.quantized))
         for exact, quantized in zip(*ways, strict=True):
-            yield self._layer.inputs_of(scope, exact, exact=True), self._layer.inputs_of(scope, quantized)
+            yield self._layer.input_of(scope, exact, exact=True), self._layer.input_of(scope, quantized)
 
     def finish(self) -> Streams:
         """The streams behind the layer."""
@@ -124,7 +124,7 @@ class Saying:
     def inputs_of(self, scope: str) -> Iterator[tuple[Inputs, Inputs]]:
         """What the head multiplies, [tokens, in] for each sample: exactly, and behind the quantized layers."""
         for exact, quantized in zip(self._rows(self._streams.exact), self._rows(self._streams.quantized), strict=True):
-            yield self._head.inputs_of(scope, exact), self._head.inputs_of(scope, quantized)
+            yield self._head.input_of(scope, exact), self._head.input_of(scope, quantized)
 
     def _rows(self, streams: Sequence[Stream]) -> Iterator[dict[str, Stream]]:
         for sample, stream in zip(self._samples, streams, strict=True):

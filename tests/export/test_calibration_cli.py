@@ -23,14 +23,6 @@ from medvlm.runtime.dataset import DatasetItem
 from PIL import Image
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """An empty directory for OUT to be in."""
-    path = tmp_path / "bundles"
-    path.mkdir()
-    return path
-
-
 def run(*arguments: object) -> Result:
     return CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
 

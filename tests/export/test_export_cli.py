@@ -38,14 +38,6 @@ def checkpoint(tiny_checkpoint: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint"))
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """An empty directory for OUT to be in."""
-    path = tmp_path / "bundles"
-    path.mkdir()
-    return path
-
-
 def run(*arguments: object) -> Result:
     return CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
 
