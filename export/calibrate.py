@@ -78,7 +78,7 @@ class Calibrator:
     def _quantize(
         self, runner: LayerRunner, passing: Passing | Saying, sites: Sequence[FoldSite], i: int
     ) -> Calibrated:
-        """Choose scales, then blocks; `runner` goes on with the values that the blocks stand for.
+        """Choose scales, then blocks; `passing` goes on with the values that the blocks stand for.
 
         The runner knows layer `i` under the names of layer 0.
         """
@@ -96,16 +96,16 @@ class Calibrator:
             passing.pass_prompts(grams.add)
         blocks = {}
         for scope in scopes:
-            lacking = grams.add_pairs(scope, passing.inputs_of(scope), _ANSWER_WEIGHT)
+            drift = grams.add_pairs(scope, passing.inputs_of(scope), _ANSWER_WEIGHT)
             gram = grams.pop(scope)
             for product in runner.products_beside(scope):
-                name, weight = product.replace(local, own), runner.weight(product)
+                name = product.replace(local, own)
                 try:
-                    packed = pack_calibrated(weight, self._precision_of(name), gram, weight @ lacking)
+                    packed = pack_calibrated(runner.weight(product), self._precision_of(name), gram, drift)
                 except ValueError as error:
                     raise MedVLMError(f"{name} cannot be calibrated: {error}; give more or other questions") from error
                 blocks[name] = packed
-                runner.replace(product, dequantize(packed))
+                passing.quantize(product, packed)
         return Calibrated(scales, blocks)
 
     def _scales(self, site: FoldSite, gram: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -146,14 +146,14 @@ class _Grams(dict[str, NDArray[np.float32]]):
 
     def add_pairs(self, scope: str, pairs: Iterable[tuple[Inputs, Inputs]], weight: float) -> NDArray[np.float32]:
         """Add the second of each pair, X; the sum of (first - X)^T X [in, in] in the same weight."""
-        lacking: NDArray[np.float32] | None = None
+        drift: NDArray[np.float32] | None = None
         for exact, x in _joined(pairs):
             self.add(scope, x, weight)
             exact -= x
             exact *= np.float32(weight)
-            lacking = _sum(lacking, exact.T @ x)
-        assert lacking is not None, "there is a sample"  # noqa: S101
-        return lacking
+            drift = _sum(drift, exact.T @ x)
+        assert drift is not None, "there is a sample"  # noqa: S101
+        return drift
 
 
 def _sum(total: NDArray[np.float32] | None, more: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -29,13 +29,13 @@ def pack_blocks(scope: str, weight: NDArray[np.float32], precision: Blockwise) -
 
 
 def pack_calibrated(
-    weight: NDArray[np.float32], precision: Blockwise, gram: NDArray[np.float32], missing: NDArray[np.float32]
+    weight: NDArray[np.float32], precision: Blockwise, gram: NDArray[np.float32], drift: NDArray[np.float32]
 ) -> blockwise.Blockwise:
-    """The blocks for inputs X of which `gram` is X^T X [in, in]. missing: as `quantize_gptq` takes it."""
+    """The blocks for inputs X of which `gram` is X^T X [in, in]. drift: as `quantize_gptq` takes it."""
     bits, size, symmetric = precision.bits, precision.block_size, precision.symmetric
     if "gptq" in precision.method:
         act_order = precision.act_order
-        return quantize_gptq(weight, gram, bits, size, symmetric=symmetric, missing=missing, act_order=act_order)
+        return quantize_gptq(weight, gram, bits, size, symmetric=symmetric, drift=drift, act_order=act_order)
     importance = np.ascontiguousarray(np.diagonal(gram), np.float32)
     return blockwise.quantize(weight, bits, size, symmetric=symmetric, search=True, importance=importance)
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..quant.blockwise import Blockwise, dequantize
 from ..runtime.manifest import TextDims
 from .layerwise import LayerRunner, Watch
 from .samples import Sample
@@ -77,6 +78,10 @@ class Passing:
         for exact, quantized in zip(*ways, strict=True):
             yield self._layer.input_of(scope, exact, exact=True), self._layer.input_of(scope, quantized)
 
+    def quantize(self, scope: str, blocks: Blockwise) -> None:
+        """Let a product multiply by what its blocks stand for from now on."""
+        self._layer.replace(scope, dequantize(blocks))
+
     def finish(self) -> Streams:
         """The streams behind the layer."""
         return Streams(self._behind(self._streams.exact, exact=True), self._behind(self._streams.quantized))
@@ -125,6 +130,9 @@ class Saying:
         """What the head multiplies, [tokens, in] for each sample: exactly, and behind the quantized layers."""
         for exact, quantized in zip(self._rows(self._streams.exact), self._rows(self._streams.quantized), strict=True):
             yield self._head.input_of(scope, exact), self._head.input_of(scope, quantized)
+
+    def quantize(self, scope: str, blocks: Blockwise) -> None:
+        """Nothing follows the head."""
 
     def _rows(self, streams: Sequence[Stream]) -> Iterator[dict[str, Stream]]:
         for sample, stream in zip(self._samples, streams, strict=True):

@@ -50,9 +50,10 @@ class _Layer:
     search: bool
     static: bool
 
-    def corrected(self, weight: NDArray[np.float32], missing: NDArray[Real]) -> NDArray[np.float32]:
+    def corrected(self, weight: NDArray[np.float32], drift: NDArray[Real]) -> NDArray[np.float32]:
         """Rows [rows, in] of the weight that comes closest to the outputs wanted, before it is rounded."""
-        moved = missing[:, self.order].astype(self.upper.dtype, copy=False) @ self.upper.T @ self.upper
+        missing = (weight @ drift)[:, self.order].astype(self.upper.dtype, copy=False)
+        moved = missing @ self.upper.T @ self.upper
         weight = weight.copy()
         weight[:, self.order] += moved
         return weight
@@ -65,7 +66,7 @@ def quantize_gptq(
     block_size: int,
     *,
     symmetric: bool = False,
-    missing: NDArray[Real] | None = None,
+    drift: NDArray[Real] | None = None,
     act_order: bool = False,
     damping: float = 0.01,
     search: bool = True,
@@ -73,7 +74,7 @@ def quantize_gptq(
 ) -> Blockwise:
     """Quantize `weight` [out_features, in_features] for inputs X of which `gram` = X^T X [in_features, in_features].
 
-    missing: [out_features, in_features], (Y - X W^T)^T X for the outputs Y that are wanted, where they are not X W^T.
+    drift: [in_features, in_features], (X* - X)^T X for the inputs X* whose outputs are wanted, where they are not X.
     act_order: round the columns in descending order of the inputs' energy. They are stored in their own order all the
     same, which asks for grids that are fixed in advance; otherwise a block's grid is set when its turn comes, on
     weights that carry the errors of the columns before. search: grids of least squared error, weighted by the inputs'
@@ -82,18 +83,15 @@ def quantize_gptq(
 
     A channel that no input reaches is rounded to nearest. Raises ValueError as `quantize` does, for a Gram matrix of
     another shape, not finite or with a negative diagonal, where it cannot be factorized (see `inverse_factor`), and for
-    `missing` of another shape than the weight's or not finite.
+    a drift of another shape or not finite.
     """
     check(bits, block_size)
     if not np.isfinite(weight).all():
         raise ValueError("the weight holds values that are not finite")
-    if missing is not None:
-        if not np.isfinite(missing).all():
-            raise ValueError("the missing outputs hold values that are not finite")
-        if missing.shape != weight.shape:
-            raise ValueError(f"the missing outputs are {missing.shape}; the weight is {weight.shape}")
     rows, columns = weight.shape
     energy = _energy(gram, columns)
+    if drift is not None and (drift.shape != gram.shape or not np.isfinite(drift).all()):
+        raise ValueError(f"the drift is {drift.shape} and should be {gram.shape}, and finite")
     order = np.argsort(-energy, kind="stable") if act_order else np.arange(columns)
     layer = _Layer(
         order=order,
@@ -110,7 +108,7 @@ def quantize_gptq(
     grid = Grid(np.empty((rows, blocks), np.float32), np.empty((rows, blocks), np.uint8))
 
     def work(chunk: slice) -> None:
-        piece = _Rows(layer, weight[chunk] if missing is None else layer.corrected(weight[chunk], missing[chunk]))
+        piece = _Rows(layer, weight[chunk] if drift is None else layer.corrected(weight[chunk], drift))
         piece.settle(0, 1 << max(columns - 1, 0).bit_length())
         packed[chunk] = pack(piece.codes.T.reshape(-1, blocks, block_size), bits)
         grid.scales[chunk], grid.zero_points[chunk] = piece.scales.T, piece.zeros.T

@@ -108,14 +108,6 @@ class Torch:
             attention = scope.startswith("attn/")
             getattr(module.self_attn if attention else module.mlp, scope.rpartition("/")[2]).weight.data = weight
 
-    def weight(self, layer: int, scope: str) -> Array:
-        """The weight [out, in] of a product of a layer."""
-        module = self.model.layers[layer]
-        if scope == "attn/qkv_proj":
-            return np.concatenate([getattr(module.self_attn, f"{kind}_proj").weight.data for kind in "qkv"])
-        attention = scope.startswith("attn/")
-        return getattr(module.self_attn if attention else module.mlp, scope.rpartition("/")[2]).weight.data.numpy()
-
 
 # The products of a layer in the order in which they are quantized; of those that share inputs, transformers' first.
 PRODUCTS = {
@@ -131,10 +123,10 @@ WEIGHT = 10
 
 @dataclass(frozen=True)
 class Packed:
-    """What a product is quantized for: X^T X, and (X* W^T - X W^T)^T X for X* as float32 has them."""
+    """What a product is quantized for: X^T X, and (X* - X)^T X for X* as float32 has them."""
 
     gram: Array
-    missing: Array
+    drift: Array
 
 
 @pytest.fixture
@@ -143,9 +135,9 @@ def packed(monkeypatch: pytest.MonkeyPatch) -> list[Packed]:
     seen: list[Packed] = []
     pack = packing.pack_calibrated
 
-    def packing_seen(weight: Array, precision: Blockwise, gram: Array, missing: Array) -> Any:
-        seen.append(Packed(gram.copy(), missing.copy()))
-        return pack(weight, precision, gram, missing)
+    def packing_seen(weight: Array, precision: Blockwise, gram: Array, drift: Array) -> Any:
+        seen.append(Packed(gram.copy(), drift.copy()))
+        return pack(weight, precision, gram, drift)
 
     monkeypatch.setattr(calibrate, "pack_calibrated", packing_seen)
     return seen
@@ -174,18 +166,18 @@ def test_products_are_quantized_for_what_torch_multiplies_behind_those_before(
                 # Gate and up multiply the same.
                 states = quantized.run(samples)
             x, wanted = quantized.inputs[f"layers.{i}.{kind}"], exact.inputs[f"layers.{i}.{kind}"]
-            weight, gram = exact.weight(i, scope), WEIGHT * x.T @ x
+            gram = WEIGHT * x.T @ x
             close(layer[scope].gram, gram, gram)
-            close(layer[scope].missing, WEIGHT * ((wanted - x) @ weight.T).T @ x, weight @ gram)
+            close(layer[scope].drift, WEIGHT * (wanted - x).T @ x, gram)
             quantized.quantize(workdir, i, scope)
     states = quantized.run(samples)
     x, wanted = (
         np.concatenate([state[sample.start : -1] for state, sample in zip(given, samples, strict=True)])
         for given in (states, exact_states)
     )
-    weight, gram = exact.head.weight.data.numpy(), WEIGHT * x.T @ x
+    gram = WEIGHT * x.T @ x
     close(packed[-1].gram, gram, gram)
-    close(packed[-1].missing, WEIGHT * ((wanted - x) @ weight.T).T @ x, weight @ gram)
+    close(packed[-1].drift, WEIGHT * (wanted - x).T @ x, gram)
 
 
 def output_error(checkpoint: Checkpoint, workdir: Workdir, samples: Sequence[Sample]) -> float:
@@ -214,9 +206,9 @@ def test_answers_are_calibrated_on_exact_prompts_where_prompts_have_a_graph_of_t
             if scope != "mlp/up_proj":
                 run_behind_prompts(samples, prompts, quantized)
             read, wanted, x = (model.inputs[f"layers.{i}.{kind}"] for model in (prompts, exact, quantized))
-            weight, gram = exact.weight(i, scope), read.T @ read + WEIGHT * x.T @ x
+            gram = read.T @ read + WEIGHT * x.T @ x
             close(layer[scope].gram, gram, gram)
-            close(layer[scope].missing, WEIGHT * ((wanted - x) @ weight.T).T @ x, weight @ gram)
+            close(layer[scope].drift, WEIGHT * (wanted - x).T @ x, gram)
             quantized.quantize(workdir, i, scope)
 
 
@@ -240,7 +232,7 @@ def test_gptq_loses_less_than_rounding_on_what_it_saw(checkpoint: Checkpoint, tm
         errors[name] = output_error(checkpoint, workdir, samples)
     workdir = Workdir(tmp_path / "rounded")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(calibrate, "pack_calibrated", lambda w, p, gram, missing: quantize(w, 4, 32, symmetric=False))
+        patched.setattr(calibrate, "pack_calibrated", lambda w, p, gram, drift: quantize(w, 4, 32, symmetric=False))
         Calibrator(checkpoint.config.text, checkpoint.read, recipe_of("gptq"), 1).run(samples, workdir)
     rounded = output_error(checkpoint, workdir, samples)
     assert max(errors.values()) < 0.8 * rounded

@@ -114,12 +114,12 @@ def test_outputs_of_other_inputs_are_aimed_at_by_least_squares(act_order: bool) 
     """The unrounded weight that comes closest is numpy's solution of the damped problem; from there on it is GPTQ."""
     rng, weight, columns, damping = np.random.default_rng(5), drawn(24, 150), 150, 0.02
     x = rng.standard_normal((400, columns)) * rng.lognormal(0, 0.8, columns)
-    wanted = (x + 0.1 * rng.standard_normal(x.shape)) @ weight.T
-    gram, missing = x.T @ x, (wanted - x @ weight.T).T @ x
+    exact = x + 0.1 * rng.standard_normal(x.shape)
+    gram, missing = x.T @ x, (exact - x) @ weight.T
     ridge = np.sqrt(damping * np.trace(gram) / columns) * np.eye(columns)
-    moved = np.linalg.lstsq(np.vstack([x, ridge]), np.vstack([wanted - x @ weight.T, 0 * ridge[:, :24]]))[0].T
+    moved = np.linalg.lstsq(np.vstack([x, ridge]), np.vstack([missing, 0 * ridge[:, :24]]))[0].T
     closest = (weight + moved).astype(np.float32)
-    found = quantize_gptq(weight, gram, 4, 32, missing=missing, act_order=act_order, damping=damping)
+    found = quantize_gptq(weight, gram, 4, 32, drift=(exact - x).T @ x, act_order=act_order, damping=damping)
     grid, codes = brain_surgeon(
         closest, gram, 4, 32, symmetric=False, act_order=act_order, damping=damping, search=True
     )
@@ -134,23 +134,18 @@ def test_outputs_of_other_inputs_are_met_better_than_without_looking_at_them() -
     exact = rng.standard_normal((2000, 256)) @ (np.eye(256) + 0.2 * rng.standard_normal((256, 256)))
     # What layers before lost leans the same way all along, as rounding errors of weights do.
     x = exact @ (np.eye(256) + 0.005 * rng.standard_normal((256, 256)))
-    gram, missing = x.T @ x, weight @ ((exact - x).T @ x)
+    gram, drift = x.T @ x, (exact - x).T @ x
     losses = [
         np.square(exact @ weight.T - x @ dequantize(packed).T).sum()
-        for packed in (
-            quantize_gptq(weight, gram, 4, 128),
-            quantize_gptq(weight, gram, 4, 128, missing=missing),
-        )
+        for packed in (quantize_gptq(weight, gram, 4, 128), quantize_gptq(weight, gram, 4, 128, drift=drift))
     ]
     assert losses[1] < 0.8 * losses[0]
 
 
-@pytest.mark.parametrize(
-    ("missing", "message"), [(np.zeros((4, 31)), "the weight is"), (np.full((4, 32), np.nan), "not finite")]
-)
-def test_missing_outputs_that_make_no_sense_are_refused(missing: Gram, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        quantize_gptq(drawn(4, 32), np.eye(32), 4, 16, missing=missing)
+@pytest.mark.parametrize("drift", [np.zeros((32, 31)), np.full((32, 32), np.nan)])
+def test_a_drift_that_makes_no_sense_is_refused(drift: Gram) -> None:
+    with pytest.raises(ValueError, match=r"drift is \(32, 3\d\) and should be \(32, 32\), and finite"):
+        quantize_gptq(drawn(4, 32), np.eye(32), 4, 16, drift=drift)
 
 
 def test_rows_do_not_touch_each_other() -> None:
