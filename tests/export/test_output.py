@@ -8,7 +8,7 @@ import signal
 import threading
 import tracemalloc
 from collections import Counter, namedtuple
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
 from typing import IO, Any
@@ -104,6 +104,15 @@ def test_what_breaks_off_an_export_leaves_all_as_it_was(
     assert names(out.parent) == ({"out"} if before else set())
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C as at a terminal: a shell lets what it starts in the background ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_in_the_middle_leaves_all_as_it_was(number: int, tiny_checkpoint: Path, out: Path) -> None:
     before, handlers = contents(out.parent), [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP)]
