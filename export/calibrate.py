@@ -86,11 +86,11 @@ class Calibrator:
         scopes = {site.scope.replace(own, local): site for site in sites}
         grams = _Grams(scopes)
         passing.pass_prompts(grams.add)
-        scaled = [site for site in sites if "awq" in self._precision_of(site.scope).method]
-        scales: dict[str, NDArray[np.float32]] = {}
-        if scaled:
+        scales = {}
+        if "awq" in self._precision_of(sites[0].scope).method:
             passing.watch(partial(grams.add, weight=_ANSWER_WEIGHT))
-            scales = {site.name: self._scales(site, grams[site.scope.replace(own, local)]) for site in scaled}
+            for scope, site in scopes.items():
+                scales[site.name] = awq_scales(site, self._read, self._precision_of(site.scope), grams[scope])
             runner.load(layer_of(FoldedReader(self._read, sites, scales), "model.layers", i))
             grams.clear()
             passing.pass_prompts(grams.add)
@@ -107,9 +107,6 @@ class Calibrator:
                 blocks[name] = packed
                 passing.quantize(product, packed)
         return Calibrated(scales, blocks)
-
-    def _scales(self, site: FoldSite, gram: NDArray[np.float32]) -> NDArray[np.float32]:
-        return awq_scales(site, self._read, self._precision_of(site.scope), gram)
 
 
 def awq_scales(

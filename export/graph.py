@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import ModelProto, TensorProto, helper
 
 # onnxruntime 1.23, the last for Python 3.10, has no QuantizeLinear of a later opset. com.microsoft holds onnxruntime's
 # own operators.
@@ -64,12 +64,15 @@ class Graph:
         self._nodes.append(helper.make_node(op, inputs, outputs, name=name, domain=domain, **attrs))
         return outputs[0]
 
-    def serialize(self) -> bytes:
-        """The model as onnxruntime reads it."""
+    def model(self) -> ModelProto:
+        """The whole model."""
         graph = helper.make_graph(self._nodes, self._name, self._inputs, self._outputs, self._initializers)
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
-        model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="medvlm")
-        return model.SerializeToString()
+        return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="medvlm")
+
+    def serialize(self) -> bytes:
+        """The model as onnxruntime reads it."""
+        return self.model().SerializeToString()
 
 
 class GraphBuilder(Graph):

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import ModelProto, TensorProto, helper
 from onnx.utils import Extractor
 
 from ..runtime.session import open_session
@@ -51,7 +50,7 @@ class _FedGraph(Graph):
 class _Built:
     """A graph, its weights, and what each of its products multiplies, by scope."""
 
-    model: onnx.ModelProto
+    model: ModelProto
     weights: Arrays
     inputs: Mapping[str, str]
 
@@ -64,7 +63,7 @@ class LayerRunner:
 
     def __init__(self, build: Callable[[Layers], None], output: str, threads: int | None = None) -> None:
         self._build, self._output, self._threads = build, output, threads
-        self._model: onnx.ModelProto | None = None
+        self._model: ModelProto | None = None
         self._sessions: dict[tuple[str, ...], InferenceSession] = {}
         self._inputs: Mapping[str, str] = {}
         self._weights: Arrays = {}
@@ -145,7 +144,7 @@ def _build(build: Callable[[Layers], None], read: ReadTensor) -> _Built:
     layers = Layers(graph, read, Float32())
     build(layers)
     graph.expose(layers.inputs.values())
-    return _Built(onnx.load_model_from_string(graph.serialize()), graph.weights, layers.inputs)
+    return _Built(graph.model(), graph.weights, layers.inputs)
 
 
 def layer_of(read: ReadTensor, group: str, i: int) -> ReadTensor:

@@ -15,15 +15,13 @@ from .decoder import build_head, build_layer
 from .layers import ReadTensor
 from .layerwise import LayerRunner, layer_of
 from .packing import pack_blocks, without_calibration
-from .passing import layer_feeds
+from .passing import Stream, layer_feeds
 from .recipe import HEAD_SCOPE, Blockwise, Recipe
 from .samples import Progress, Sample
 
 # All streams together may take so many bytes; fewer samples are looked at where they would take more.
 _STREAM_BYTES = 2_000_000_000
 _PRODUCTS = 5
-
-Streams = list[NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -48,8 +46,8 @@ def sensitivities(
     others. Blocks are made from weights alone: see `without_calibration`.
     """
     samples = samples[: _affordable(samples, dims)]
-    exact: Streams = [sample.embeddings[None] for sample in samples]
-    tried: dict[str, Streams] = {}
+    exact = [sample.embeddings[None] for sample in samples]
+    tried: dict[str, list[Stream]] = {}
     extra: dict[str, int] = {}
     layer = LayerRunner(partial(build_layer, dims=dims), "residual", threads)
     for i in range(dims.layers):
@@ -95,7 +93,7 @@ def _affordable(samples: Sequence[Sample], dims: TextDims) -> int:
     return max(1, int((sizes <= _STREAM_BYTES).sum()))
 
 
-def _run(layer: LayerRunner, samples: Sequence[Sample], dims: TextDims, streams: Streams) -> Streams:
+def _run(layer: LayerRunner, samples: Sequence[Sample], dims: TextDims, streams: Sequence[Stream]) -> list[Stream]:
     pairs = zip(samples, streams, strict=True)
     return [layer.run(layer_feeds(sample, stream, dims)) for sample, stream in pairs]
 
@@ -109,7 +107,7 @@ def _round(layer: LayerRunner, product: str, weight: NDArray[np.float32], precis
     return eight.weight_bytes(*weight.shape) - precision.weight_bytes(*weight.shape)
 
 
-def _logits(head: LayerRunner, samples: Sequence[Sample], streams: Streams) -> NDArray[np.float32]:
+def _logits(head: LayerRunner, samples: Sequence[Sample], streams: Sequence[Stream]) -> NDArray[np.float32]:
     """The logits at every token of the answers, [tokens, vocab_size]."""
     rows = [stream[:, sample.start : -1] for sample, stream in zip(samples, streams, strict=True)]
     return np.concatenate([head.run({"inputs_embeds": x})[0] for x in rows])

@@ -3,6 +3,13 @@
 from pathlib import Path
 
 import pytest
+from medvlm.export.checkpoint import Checkpoint, open_checkpoint
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_checkpoint: Path) -> Checkpoint:
+    """The tiny checkpoint, opened."""
+    return open_checkpoint(tiny_checkpoint)
 
 
 @pytest.fixture

@@ -52,11 +52,6 @@ class Reference:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tiny_checkpoint: Path) -> Checkpoint:
-    return open_checkpoint(tiny_checkpoint)
-
-
-@pytest.fixture(scope="module")
 def asked(tiny_bundle: Path) -> Asked:
     """A question about two images, and an answer."""
     rng = np.random.default_rng(1)

@@ -37,14 +37,6 @@ class UnforeseenError(Exception):
     """Something that nobody foresaw."""
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """An empty directory for OUT to be in."""
-    path = tmp_path / "bundles"
-    path.mkdir()
-    return path
-
-
 @pytest.fixture(params=["no bundle", "a bundle"])
 def out(request: pytest.FixtureRequest, folder: Path, tiny_bundle: Path) -> Path:
     """OUT, which is absent, or a bundle that may be replaced."""

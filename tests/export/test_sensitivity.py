@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from medvlm.export import sensitivity
 from medvlm.export.calibration import Calibration, collect
-from medvlm.export.checkpoint import Checkpoint, open_checkpoint
+from medvlm.export.checkpoint import Checkpoint
 from medvlm.export.convert import write_bundle
 from medvlm.export.recipe import Recipe, make_recipe
 from medvlm.export.samples import Asked, make_samples
@@ -33,11 +33,6 @@ SCOPES = ("attn/qkv_proj", "attn/o_proj", "mlp/gate_proj", "mlp/up_proj", "mlp/d
 
 def recipe_of(**options: Any) -> Recipe:
     return make_recipe("int4", 32, **{"vision": "fp32", "prefill": "same", "smooth": False, **options})
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tiny_checkpoint: Path) -> Checkpoint:
-    return open_checkpoint(tiny_checkpoint)
 
 
 @dataclass(frozen=True)
