@@ -1,6 +1,7 @@
 """Bundle to answers: the runtime of MedVLM-R1. Needs onnxruntime, numpy, Pillow, tokenizers and click."""
 
 from .decoding import Decoding
+from .dicom.view import View, Window
 from .errors import BundleError, CheckpointError, InputError, MedVLMError
 from .model import MedVLM
 from .result import Answer, Timings

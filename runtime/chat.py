@@ -7,9 +7,10 @@ from pathlib import Path
 
 import click
 
-from .cli_options import BUNDLE, Asking, Loading, asking_options, decoding_options, loading_options
+from .cli_options import BUNDLE, Asking, Loading, asking_options, decoding_options, loading_options, viewing_options
 from .commands import ErrorCommand, one_line
 from .decoding import Decoding
+from .dicom.view import View
 from .errors import InputError
 from .images import LoadedImage, load_image
 from .model import MedVLM
@@ -21,9 +22,12 @@ from .show import choice_line, show_stream, status, timing_line
 @BUNDLE
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @asking_options
+@viewing_options
 @decoding_options
 @loading_options
-def chat(bundle: Path, images: tuple[str, ...], asking: Asking, decoding: Decoding, loading: Loading) -> None:
+def chat(
+    bundle: Path, images: tuple[str, ...], asking: Asking, view: View, decoding: Decoding, loading: Loading
+) -> None:
     """Ask one question after the other about the same images.
 
     Reads questions from standard input; an empty line ends one, the end of input ends the chat. Each is asked by
@@ -32,7 +36,7 @@ def chat(bundle: Path, images: tuple[str, ...], asking: Asking, decoding: Decodi
     """
     opened, _ = loading.open(bundle)
     processor = Processor(opened)
-    loaded = [load_image(image) for image in images]
+    loaded = [load_image(image, view) for image in images]
     for note in (note for image in loaded for note in image.notes):
         click.echo(f"Note: {note}", err=True)
     model = loading.load(opened, processor)

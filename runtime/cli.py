@@ -11,12 +11,13 @@ import click
 
 from .bundle import find_faults, read_manifest
 from .chat import chat
-from .cli_options import BUNDLE, Asking, Loading, asking_options, decoding_options, loading_options
+from .cli_options import BUNDLE, Asking, Loading, asking_options, decoding_options, loading_options, viewing_options
 from .commands import CommandGroup, shown_item
 from .compare_cli import compare
 from .context import check_fit
 from .decoding import Decoding
 from .describe import describe
+from .dicom.view import View
 from .errors import InputError, plain
 from .images import load_image
 from .processor import Processor
@@ -44,6 +45,7 @@ main.add_command(compare)
 @click.option("--votes", default=1, show_default=True, help="Sample this many answers and count their choices.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
 @asking_options
+@viewing_options
 @decoding_options
 @loading_options
 def ask(
@@ -53,6 +55,7 @@ def ask(
     votes: int,
     as_json: bool,
     asking: Asking,
+    view: View,
     decoding: Decoding,
     loading: Loading,
 ) -> None:
@@ -65,7 +68,7 @@ def ask(
     opened, length = loading.open(bundle)
     processor = Processor(opened)
     started = time.perf_counter()
-    loaded = [load_image(image) for image in images]
+    loaded = [load_image(image, view) for image in images]
     request = processor.prepare(loaded, _read_question(question), **dataclasses.asdict(asking))
     preprocess_s = time.perf_counter() - started
     check_fit(request, length)

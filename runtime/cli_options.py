@@ -11,6 +11,7 @@ import click
 from .bundle import Bundle, open_bundle
 from .context import DEFAULT_MAX_LENGTH, context_length
 from .decoding import DEFAULT_MAX_NEW_TOKENS, MOST_DRAFTED, Decoding
+from .dicom.view import read_view
 from .model import DEFAULT_PREFIX_MB, MedVLM
 from .processor import Processor
 from .sampling import Sampling
@@ -82,6 +83,15 @@ _ASKING = (
     click.option("--min-pixels", type=int, help="Enlarge a smaller image to this many pixels."),
     click.option("--max-pixels", type=int, help="Shrink a larger image to this many pixels; 401408 as in training."),
 )
+_VIEWING = (
+    click.option(
+        "--window",
+        metavar="CENTER,WIDTH",
+        help="Show DICOM greys in this window, or in lung, bone, brain or soft-tissue  [default: the file's own]",
+    ),
+    click.option("--frame", type=int, help="Take this frame of a DICOM file, or slice of a series' folder, from 1."),
+    click.option("--montage", metavar="RxC", help="Take so many frames or slices in rows and columns, such as 3x3."),
+)
 _DECODING = (
     click.option(
         "--max-new-tokens", default=DEFAULT_MAX_NEW_TOKENS, show_default=True, help="Stop after this many tokens."
@@ -139,6 +149,16 @@ def asking_options(command: Command) -> Command:
         command(*args, asking=Asking(raw, min_pixels, max_pixels), **others)
 
     return with_options(wrapped, _ASKING)
+
+
+def viewing_options(command: Command) -> Command:
+    """Add the options of DICOM files, which reach the command as `view`."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, window: str | None, frame: int | None, montage: str | None, **others: Any) -> None:
+        command(*args, view=read_view(window, frame, montage), **others)
+
+    return with_options(wrapped, _VIEWING)
 
 
 def decoding_options(command: Command) -> Command:

@@ -19,6 +19,7 @@ from .comparison import Comparison, Reading, summarize
 from .context import check_fit, context_length
 from .dataset import DatasetItem
 from .decoding import Decoding
+from .dicom.view import DEFAULT_VIEW, View
 from .errors import InputError, MedVLMError
 from .model import MedVLM, check_threads
 from .processor import Processor, Request
@@ -37,7 +38,8 @@ Progress = Callable[[str], None]
 class Plan:
     """A comparison that was found possible.
 
-    decodings: how each of `items` is answered. length: tokens of prompt and answer together, for both bundles.
+    decodings: how each of `items` is answered. length: tokens of prompt and answer together, for both bundles. view: how
+    DICOM images are shown.
     """
 
     a: Bundle
@@ -46,6 +48,7 @@ class Plan:
     decodings: Sequence[Decoding]
     length: int
     threads: int | None
+    view: View = DEFAULT_VIEW
 
 
 def compare(
@@ -55,10 +58,11 @@ def compare(
     *,
     decoding: Decoding = PLAIN,
     threads: int | None = None,
+    view: View = DEFAULT_VIEW,
     progress: Progress = lambda what: None,
 ) -> Comparison:
     """Answer `items` with both bundles, each by itself, and read A's answers with both: see `plan` and `carry_out`."""
-    return carry_out(plan(bundle_a, bundle_b, items, decoding=decoding, threads=threads), progress)
+    return carry_out(plan(bundle_a, bundle_b, items, decoding=decoding, threads=threads, view=view), progress)
 
 
 def plan(
@@ -68,10 +72,11 @@ def plan(
     *,
     decoding: Decoding = PLAIN,
     threads: int | None = None,
+    view: View = DEFAULT_VIEW,
 ) -> Plan:
     """Look at everything that can be wrong; no session is opened.
 
-    decoding: of the answers. threads: as `MedVLM.load` takes them. Raises `InputError` for bundles that cannot be
+    decoding: of the answers. threads: as `MedVLM.load` takes them. view: how DICOM images are shown. Raises `InputError` for bundles that cannot be
     compared or a question that cannot be asked.
     """
     check_device("auto")
@@ -82,7 +87,7 @@ def plan(
     _check_same_tokens(a, b)
     # What fits behind a prompt must fit in both.
     length = min(context_length(bundle, None) for bundle in (a, b))
-    return Plan(a, b, items, _decodings(a, b, items, length, decoding), length, threads)
+    return Plan(a, b, items, _decodings(a, b, items, length, decoding, view), length, threads, view)
 
 
 def carry_out(plan: Plan, progress: Progress = lambda what: None) -> Comparison:
@@ -158,7 +163,7 @@ def _load(bundle: Bundle, plan: Plan) -> MedVLM:
 def _ask(model: MedVLM, plan: Plan) -> Iterator[tuple[Request, Answer]]:
     """Each question as the model reads it, with its answer."""
     for item, decoding in zip(plan.items, plan.decodings, strict=True):
-        request = model.processor.prepare(item.images, item.problem)
+        request = model.processor.prepare(item.images, item.problem, view=plan.view)
         yield request, model.run(request, decoding).finish()
 
 
@@ -178,7 +183,9 @@ def _check_same_tokens(a: Bundle, b: Bundle) -> None:
         )
 
 
-def _decodings(a: Bundle, b: Bundle, items: Sequence[DatasetItem], length: int, decoding: Decoding) -> list[Decoding]:
+def _decodings(
+    a: Bundle, b: Bundle, items: Sequence[DatasetItem], length: int, decoding: Decoding, view: View
+) -> list[Decoding]:
     """`decoding` for each question, its answer no longer than fits behind the longer prompt.
 
     Raises `InputError` for a question that one of the bundles cannot be asked. Nothing of the images is kept.
@@ -186,7 +193,7 @@ def _decodings(a: Bundle, b: Bundle, items: Sequence[DatasetItem], length: int, 
     decodings, processors = [], (Processor(a), Processor(b))
     for item in items:
         try:
-            requests = [processor.prepare(item.images, item.problem) for processor in processors]
+            requests = [processor.prepare(item.images, item.problem, view=view) for processor in processors]
             for request in requests:
                 check_fit(request, length)
         except InputError as error:

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import click
 
-from .cli_options import THREADS
+from .cli_options import THREADS, viewing_options
 from .commands import ErrorCommand, shown_item
 from .compare import PLAIN, carry_out, plan
 from .comparison import Comparison, Flip
 from .dataset import read_dataset
 from .decoding import DEFAULT_MAX_NEW_TOKENS
+from .dicom.view import View
 from .errors import InputError, plain
 from .show import harmless
 
@@ -30,6 +31,7 @@ from .show import harmless
 @click.option(
     "--max-new-tokens", default=DEFAULT_MAX_NEW_TOKENS, show_default=True, help="Stop an answer after this many tokens."
 )
+@viewing_options
 @THREADS
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
 def compare(
@@ -41,6 +43,7 @@ def compare(
     max_new_tokens: int,
     threads: int | None,
     as_json: bool,
+    view: View,
 ) -> None:
     """Ask two bundles the same questions: what does B change against A?
 
@@ -53,7 +56,7 @@ def compare(
     decoding = dataclasses.replace(PLAIN, max_new_tokens=max_new_tokens)
     items = read_dataset(data, images)[:questions]
     # What is wrong is said before a bar is drawn.
-    planned = plan(bundle_a, bundle_b, items, decoding=decoding, threads=threads)
+    planned = plan(bundle_a, bundle_b, items, decoding=decoding, threads=threads, view=view)
     with click.progressbar(length=2 * len(items), label="Comparing", file=sys.stderr, item_show_func=shown_item) as bar:
         comparison = carry_out(planned, lambda what: bar.update(1, what))
     if as_json:

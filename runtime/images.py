@@ -1,7 +1,8 @@
 """One image from anywhere, as upright 8-bit RGB.
 
-Files are recognized by their content, never by their name, and only PNG, JPEG, BMP, TIFF and WebP are tried. Of an
-animated or multi-page file the first frame is used, and a note says so. The EXIF orientation is applied.
+Files are recognized by their content, never by their name, and only PNG, JPEG, BMP, TIFF, WebP and DICOM are tried.
+Of an animated or multi-page file the first frame is used, and a note says so. The EXIF orientation is applied. How
+DICOM is read, in a process of its own, is told in the folder dicom.
 
 Modes become RGB as `Qwen2VLImageProcessorPil` makes them, after the EXIF orientation: grey is repeated, palettes are
 looked up, CMYK and the like go through Pillow's `convert("RGB")`, and whatever is transparent is laid over white.
@@ -28,14 +29,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from .dicom.load import HEAD_BYTES, is_dicom, open_file, open_folder
+from .dicom.view import DEFAULT_VIEW, View
 from .errors import InputError, plain
+from .image_limits import MAX_FILE_BYTES, MAX_PIXELS
 
 ImageSource: TypeAlias = Image.Image | str | os.PathLike[str] | bytes | npt.NDArray[Any]
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
-FORMAT_NAMES = "PNG, JPEG, BMP, TIFF and WebP"
-MAX_PIXELS = 100_000_000
-MAX_FILE_BYTES = 2**30
+FORMAT_NAMES = "PNG, JPEG, BMP, TIFF, WebP and DICOM"
 BIT_DEPTHS = (8, 10, 12, 14, 16)
 
 # TIFF's PhotometricInterpretation, and its value where zero is white.
@@ -56,8 +58,10 @@ class LoadedImage:
     notes: tuple[str, ...]
 
 
-def load_image(source: ImageSource) -> LoadedImage:
+def load_image(source: ImageSource, view: View = DEFAULT_VIEW) -> LoadedImage:
     """Read `source`: a path, the bytes of a file, a Pillow image (left as it is), or an array.
+
+    view: how DICOM is shown, for DICOM files alone. With a frame or a montage, the path may be a folder: a series.
 
     Arrays are `[h, w]`, `[h, w, 1]`, `[h, w, 3]` (RGB) of uint8, uint16 or bool, or `[h, w, 4]` (RGBA) of uint8.
 
@@ -69,10 +73,10 @@ def load_image(source: ImageSource) -> LoadedImage:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if isinstance(source, str | os.PathLike):
-            return _load_path(Path(os.fsdecode(source)))
+            return _load_path(Path(os.fsdecode(source)), view)
         if isinstance(source, bytes):
-            _check_file_size(len(source), "the image")
-            return _load_stream(io.BytesIO(source), "the image")
+            return decode_image(source, "the image", view)
+        _check_default(view, "the image")
         if isinstance(source, Image.Image):
             return LoadedImage(_checked_upright_rgb(source, "the image"), ())
         if isinstance(source, np.ndarray):
@@ -81,7 +85,7 @@ def load_image(source: ImageSource) -> LoadedImage:
 
 
 def read_encoded(source: ImageSource) -> tuple[bytes, str] | None:
-    """The content of an image file and what to call it in messages; None for pixels, and for files over 64 MiB.
+    """The content of an image file and what to call it in messages; None for pixels, folders, and files over 64 MiB.
 
     Raises `InputError` as `load_image` does where the file cannot be read.
     """
@@ -91,23 +95,41 @@ def read_encoded(source: ImageSource) -> tuple[bytes, str] | None:
         return None
     path = Path(os.fsdecode(source))
     name = plain(str(path))
+    if _is_folder(path):
+        return None
     with _open_regular(path, name) as stream, _one_line_errors(name):
         content = stream.read(_READ_AT_ONCE + 1)
     return (content, name) if len(content) <= _READ_AT_ONCE else None
 
 
-def decode_image(content: bytes, name: str) -> LoadedImage:
+def decode_image(content: bytes, name: str, view: View = DEFAULT_VIEW) -> LoadedImage:
     """As `load_image`, of a file's `content` that messages call `name`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         _check_file_size(len(content), name)
-        return _load_stream(io.BytesIO(content), name)
+        return _load_stream(io.BytesIO(content), content, name, view)
 
 
-def _load_path(path: Path) -> LoadedImage:
+def _load_path(path: Path, view: View) -> LoadedImage:
     name = plain(str(path))
+    if (view.frame or view.montage) and _is_folder(path):
+        opened = open_folder(path, name, view)
+        return LoadedImage(opened.pixels, opened.notes)
     with _open_regular(path, name) as stream:
-        return _load_stream(stream, name)
+        return _load_stream(stream, path, name, view)
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def _check_default(view: View, name: str) -> None:
+    """Raise `InputError` where a view was asked for of what is not DICOM."""
+    if view != DEFAULT_VIEW:
+        raise InputError(f"{name} is no DICOM file; a window, a frame and a montage are for DICOM alone")
 
 
 def _open_regular(path: Path, name: str) -> BinaryIO:
@@ -115,7 +137,7 @@ def _open_regular(path: Path, name: str) -> BinaryIO:
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
-            raise InputError(f"{name} is a folder; give one image file")
+            raise InputError(f"{name} is a folder; give one image file, or a montage or a frame of a DICOM series")
         if not stat.S_ISREG(status.st_mode):
             raise InputError(f"{name} is a device, a pipe or a socket; give an image file")
         _check_file_size(status.st_size, name)
@@ -135,7 +157,15 @@ def _check_file_size(size: int, name: str) -> None:
         raise InputError(f"{name} is larger than {MAX_FILE_BYTES / 2**30:g} GiB; give a single smaller image")
 
 
-def _load_stream(stream: BinaryIO, name: str) -> LoadedImage:
+def _load_stream(stream: BinaryIO, source: Path | bytes, name: str, view: View) -> LoadedImage:
+    """The image in `stream`, which is that of `source`."""
+    with _one_line_errors(name):
+        head = stream.read(HEAD_BYTES)
+        stream.seek(0)
+    if is_dicom(head):
+        opened = open_file(source, head, name, view)
+        return LoadedImage(opened.pixels, opened.notes)
+    _check_default(view, name)
     with _one_line_errors(name), Image.open(stream, formats=FORMATS) as image:
         notes = _frame_notes(image, name)
         return LoadedImage(_checked_upright_rgb(image, name), notes)

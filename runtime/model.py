@@ -16,6 +16,7 @@ from .constrain import AnswerForm, ending_tokens
 from .context import check_fit, context_length
 from .decoder import Decoder, DecoderSessions
 from .decoding import DEFAULT_DECODING, Decoding
+from .dicom.view import DEFAULT_VIEW, View
 from .embeddings import EmbeddingTable
 from .errors import InputError
 from .generate import Generation, Limits, Token, generate, generate_alone
@@ -118,14 +119,17 @@ class MedVLM:
         raw: bool = False,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
+        view: View = DEFAULT_VIEW,
     ) -> Answer:
         """Ask `question` of an image, of several in order, or of none (None or an empty list); wait for the answer.
 
         raw: send the question as it is, without the question template. min_pixels, max_pixels: override the
-        checkpoint's limits on the resized image. Raises `InputError`, before any work, for an image, a question or a
+        checkpoint's limits on the resized image. view: how DICOM files are shown. Raises `InputError`, before any work, for an image, a question or a
         limit that will not do.
         """
-        stream = self.stream(image, question, decoding, raw=raw, min_pixels=min_pixels, max_pixels=max_pixels)
+        stream = self.stream(
+            image, question, decoding, raw=raw, min_pixels=min_pixels, max_pixels=max_pixels, view=view
+        )
         return stream.finish()
 
     def stream(
@@ -137,11 +141,12 @@ class MedVLM:
         raw: bool = False,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
+        view: View = DEFAULT_VIEW,
     ) -> Stream:
         """As `ask`, but yields the text as it comes; the stream's `answer` is there at its end."""
         started = time.perf_counter()
         request = self.processor.prepare(
-            _as_list(image), question, raw=raw, min_pixels=min_pixels, max_pixels=max_pixels
+            _as_list(image), question, raw=raw, min_pixels=min_pixels, max_pixels=max_pixels, view=view
         )
         return self.run(request, decoding, preprocess_s=time.perf_counter() - started)
 
@@ -154,6 +159,7 @@ class MedVLM:
         raw: bool = False,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
+        view: View = DEFAULT_VIEW,
     ) -> list[Answer]:
         """As `ask` for each, several decoded together; the answers in the order of the questions.
 
@@ -164,7 +170,7 @@ class MedVLM:
         for image, question in images_and_questions:
             started = time.perf_counter()
             request = self.processor.prepare(
-                _as_list(image), question, raw=raw, min_pixels=min_pixels, max_pixels=max_pixels
+                _as_list(image), question, raw=raw, min_pixels=min_pixels, max_pixels=max_pixels, view=view
             )
             requests.append(request)
             seconds.append(time.perf_counter() - started)

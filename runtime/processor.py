@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from .bundle import TOKENIZER, Bundle
+from .dicom.view import DEFAULT_VIEW, View
 from .errors import BundleError, InputError
 from .images import ImageSource, LoadedImage, decode_image, load_image, read_encoded
 from .manifest import Manifest, Preprocessing
@@ -97,7 +98,7 @@ class Processor:
         self._reserved = [
             token.content for token in self.tokenizer.get_added_tokens_decoder().values() if token.special
         ]
-        self._decoded: OrderedDict[tuple[str, str], LoadedImage] = OrderedDict()
+        self._decoded: OrderedDict[tuple[str, str, View], LoadedImage] = OrderedDict()
 
     def prepare(
         self,
@@ -107,11 +108,15 @@ class Processor:
         raw: bool = False,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
+        view: View = DEFAULT_VIEW,
     ) -> Request:
-        """Load the images and build the prompt. Raises `InputError` for a bad image, question or limit."""
+        """Load the images and build the prompt. Raises `InputError` for a bad image, question or limit.
+
+        view: how DICOM files are shown; it asks nothing of images that are loaded already.
+        """
         check_question(question, self._reserved)
         settings = with_pixel_limits(self.manifest.preprocessing, min_pixels, max_pixels)
-        loaded = [self._load(image) for image in images]
+        loaded = [self._load(image, view) for image in images]
         grids = [token_grid(image.pixels.height, image.pixels.width, settings) for image in loaded]
         self._check_length(question, grids)
         prompt = render_prompt(self.manifest.prompt, question_text(question, raw), len(loaded))
@@ -128,7 +133,7 @@ class Processor:
             contents=contents,
         )
 
-    def _load(self, source: ImageSource | LoadedImage) -> LoadedImage:
+    def _load(self, source: ImageSource | LoadedImage, view: View) -> LoadedImage:
         """The image in `source`, from memory where the same file was decoded before.
 
         A file's name is part of the key only because notes speak of it: its content always is.
@@ -137,10 +142,10 @@ class Processor:
             return source
         encoded = read_encoded(source)
         if encoded is None:
-            return load_image(source)
+            return load_image(source, view)
         content, name = encoded
-        key = hashlib.sha256(content).hexdigest(), name
-        image = self._decoded.pop(key, None) or decode_image(content, name)
+        key = hashlib.sha256(content).hexdigest(), name, view
+        image = self._decoded.pop(key, None) or decode_image(content, name, view)
         self._decoded[key] = image
         while sum(math.prod(kept.pixels.size) * 3 for kept in self._decoded.values()) > _DECODED_BYTES:
             self._decoded.popitem(last=False)

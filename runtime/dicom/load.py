@@ -1,0 +1,194 @@
+"""DICOM files as Pillow images, each opened in a child process with limits.
+
+The child is a fresh interpreter, started without a shell and without a fork of this process, so any thread may do it.
+It imports numpy, pydicom and this package's few files, and nothing else of the runtime.
+"""
+
+import contextlib
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from PIL import Image
+
+from ..errors import InputError, MedVLMError, plain
+from ..image_limits import MAX_FILE_BYTES, MAX_PIXELS
+from .montage import compose
+from .series import MOST_FILES
+from .view import View
+
+DEADLINE_SECONDS = 60.0
+MARK_AT = 128
+MARK = b"DICM"
+HEAD_BYTES = MARK_AT + len(MARK)
+
+# The preamble may hold anything, so a file may be a program as well: Windows', Linux', macOS', a script.
+_PROGRAMS = (b"MZ", b"\x7fELF", b"\xfe\xed\xfa", b"\xce\xfa\xed\xfe", b"\xcf\xfa\xed\xfe", b"\xca\xfe\xba\xbe", b"#!")
+_PACKAGES = ("pydicom", "pylibjpeg")
+_MOST_TEXT = 300
+_MOST_ANSWER = 2**16
+# Stand-ins for the packages above this one: their own __init__ would load the model's code for nothing.
+_BOOT = """
+import importlib, sys, types
+name, path = sys.argv[1:3]
+sys.path[:] = sys.argv[3:]
+parts = name.split(".")
+for end in range(1, len(parts) + 1):
+    package = sys.modules[".".join(parts[:end])] = types.ModuleType(".".join(parts[:end]))
+    package.__path__ = [path] if end == len(parts) else []
+importlib.import_module(name + ".dicom.child").main()
+"""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An RGB image and what the user should know about how it was read."""
+
+    pixels: Image.Image
+    notes: tuple[str, ...]
+
+
+def is_dicom(head: bytes) -> bool:
+    """Whether a file that starts with these bytes is DICOM Part 10."""
+    return head[MARK_AT:HEAD_BYTES] == MARK
+
+
+def open_file(source: Path | bytes, head: bytes, name: str, view: View) -> Opened:
+    """A DICOM file, whose first bytes are `head`: a path is opened by the child. Raises `InputError` about `name`."""
+    if head.startswith(_PROGRAMS):
+        raise InputError(f"{name} has a program in front of its DICOM content; it may be malware: do not open it")
+    if isinstance(source, bytes):
+        return _open([], source, name, view)
+    return _open([source], b"", name, view)
+
+
+def open_folder(folder: Path, name: str, view: View) -> Opened:
+    """The slices of a folder's one series. Raises `InputError` where it holds anything else, or too much."""
+    try:
+        paths = sorted(Path(entry.path) for entry in os.scandir(folder) if _may_be_slice(entry))
+    except OSError as error:
+        raise InputError(f"{name} cannot be listed ({error.strerror}); check its permissions") from None
+    if not 1 <= len(paths) <= MOST_FILES:
+        raise InputError(f"{name} holds {len(paths)} files; give the folder of one series, of 1 to {MOST_FILES} files")
+    return _open(paths, b"", name, view, folder=True)
+
+
+def _may_be_slice(entry: os.DirEntry[str]) -> bool:
+    hidden = entry.name.startswith(".") or entry.name.upper() == "DICOMDIR"
+    return not hidden and entry.is_file() and entry.stat().st_size <= MAX_FILE_BYTES
+
+
+def _open(paths: Sequence[Path], content: bytes, name: str, view: View, *, folder: bool = False) -> Opened:
+    _check_installed(name)
+    window = view.window
+    request = {
+        "paths": [str(path.absolute()) for path in paths],
+        "folder": folder,
+        "window": None if window is None else [window.center, window.width, window.preset],
+        "frame": view.frame,
+        "montage": view.montage,
+    }
+    answer, images = _ask_child(json.dumps(request).encode() + b"\n" + content, name)
+    image = images[0] if view.montage is None else compose(images, view.montage)
+    return Opened(image, tuple(f"{name} {_text(note)}" for note in answer["notes"]))
+
+
+def _check_installed(name: str) -> None:
+    if any(importlib.util.find_spec(package) is None for package in _PACKAGES):
+        raise InputError(f"{name} is a DICOM file, and what reads those is not installed; install medvlm[dicom]")
+
+
+def _ask_child(message: bytes, name: str) -> tuple[dict[str, Any], list[Image.Image]]:
+    """The child's answer and its images. Raises `InputError` for what it refuses or does not survive."""
+    with _child(message) as (process, expired):
+        assert process.stdout is not None  # noqa: S101 - it is a pipe
+        line = process.stdout.readline(_MOST_ANSWER)
+        try:
+            answer = json.loads(line) if line.endswith(b"\n") else None
+            if isinstance(answer, dict) and "frames" in answer:
+                return answer, [_read_image(process.stdout, form) for form in answer["frames"]]
+        except (ValueError, TypeError, KeyError, EOFError):
+            answer = None
+        process.kill() if answer is None else None
+        code = process.wait()
+    if isinstance(answer, dict) and "error" in answer:
+        where = f"{name}{os.sep}{_text(answer['file'])}" if "file" in answer else name
+        raise InputError(f"{where} {_text(answer['error'])}")
+    if expired.is_set():
+        raise InputError(f"{name} took longer than {DEADLINE_SECONDS:g} s to decode and was given up; it is damaged")
+    if code > 0:
+        raise MedVLMError(f"{name} could not be read: the process that decodes stopped (exit {code}); reinstall medvlm")
+    raise InputError(f"{name} cannot be decoded: its decoder stopped (signal {-code}); it is damaged or too large")
+
+
+@contextlib.contextmanager
+def _child(message: bytes) -> Iterator[tuple[subprocess.Popen[bytes], threading.Event]]:
+    """A child that is sent `message`; killed at the end, and at the deadline, which sets the event."""
+    runtime = __package__.rpartition(".")[0]
+    paths = [path for path in sys.path if path]
+    command = [sys.executable, "-I", "-S", "-B", "-c", _BOOT, runtime, str(Path(__file__).parents[1]), *paths]
+    threads = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    try:
+        process = subprocess.Popen(  # noqa: S603 - this interpreter, and nothing of the file in its arguments
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            # What a decoder says may quote the header.
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, **threads},
+        )
+    except OSError as error:
+        raise MedVLMError(f"the process that decodes DICOM cannot be started ({error.strerror})") from None
+    expired = threading.Event()
+
+    def give_up() -> None:
+        expired.set()
+        process.kill()
+
+    timer = threading.Timer(DEADLINE_SECONDS, give_up)
+    timer.daemon = True
+    writer = threading.Thread(target=_send, args=(process.stdin, message), daemon=True)
+    timer.start()
+    writer.start()
+    try:
+        yield process, expired
+    finally:
+        timer.cancel()
+        process.kill()
+        writer.join()
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+def _send(stream: IO[bytes], message: bytes) -> None:
+    """Write all; a child that ended says so by its answer, or by none."""
+    with contextlib.suppress(OSError), stream:
+        stream.write(message)
+
+
+def _read_image(stream: IO[bytes], form: dict[str, Any]) -> Image.Image:
+    """The next frame as RGB with square pixels. Raises `ValueError` or `EOFError` for what no sound child sends."""
+    shape, size = [int(side) for side in form["shape"]], [int(side) for side in form["size"]]
+    pixels, grey = math.prod(shape[:2]), len(shape) == 2
+    if min(*shape, *size) < 1 or max(pixels, math.prod(size)) > MAX_PIXELS or shape[2:] not in ([], [3]):
+        raise ValueError("no shape of an image")
+    data = stream.read(pixels if grey else pixels * 3)
+    if len(data) < math.prod(shape):
+        raise EOFError
+    image = Image.frombytes("L" if grey else "RGB", (shape[1], shape[0]), data)
+    if size != shape[:2]:
+        image = image.resize((size[1], size[0]), Image.Resampling.BICUBIC)
+    return image.convert("RGB")
+
+
+def _text(value: object) -> str:
+    return plain(str(value))[:_MOST_TEXT]
