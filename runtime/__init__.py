@@ -19,4 +19,6 @@ __all__ = [
     "Sampling",
     "Stream",
     "Timings",
+    "View",
+    "Window",
 ]

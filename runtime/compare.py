@@ -38,8 +38,8 @@ Progress = Callable[[str], None]
 class Plan:
     """A comparison that was found possible.
 
-    decodings: how each of `items` is answered. length: tokens of prompt and answer together, for both bundles. view: how
-    DICOM images are shown.
+    decodings: how each of `items` is answered. length: tokens of prompt and answer together, for both bundles.
+    view: how DICOM images are shown.
     """
 
     a: Bundle
@@ -76,8 +76,8 @@ def plan(
 ) -> Plan:
     """Look at everything that can be wrong; no session is opened.
 
-    decoding: of the answers. threads: as `MedVLM.load` takes them. view: how DICOM images are shown. Raises `InputError` for bundles that cannot be
-    compared or a question that cannot be asked.
+    decoding: of the answers. threads: as `MedVLM.load` takes them. view: how DICOM images are shown. Raises
+    `InputError` for bundles that cannot be compared or a question that cannot be asked.
     """
     check_device("auto")
     check_threads(threads)

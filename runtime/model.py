@@ -124,8 +124,8 @@ class MedVLM:
         """Ask `question` of an image, of several in order, or of none (None or an empty list); wait for the answer.
 
         raw: send the question as it is, without the question template. min_pixels, max_pixels: override the
-        checkpoint's limits on the resized image. view: how DICOM files are shown. Raises `InputError`, before any work, for an image, a question or a
-        limit that will not do.
+        checkpoint's limits on the resized image. view: how DICOM files are shown. Raises `InputError`, before any work,
+        for an image, a question or a limit that will not do.
         """
         stream = self.stream(
             image, question, decoding, raw=raw, min_pixels=min_pixels, max_pixels=max_pixels, view=view

@@ -36,7 +36,7 @@ class Decoded:
     notes: Sequence[str]
 
 
-class FaultyFile(InputError):
+class FileError(InputError):
     """A file of a folder is at fault: `name` within it."""
 
     def __init__(self, name: str, message: str) -> None:
@@ -65,7 +65,7 @@ def main() -> None:
         else:
             decoded = decode_file(io.BytesIO(reader.read()), view)
         answer: dict[str, Any] = {"frames": list(map(_form, decoded.frames)), "notes": decoded.notes}
-    except FaultyFile as error:
+    except FileError as error:
         answer = {"error": str(error), "file": error.name}
     except InputError as error:
         answer = {"error": str(error)}
@@ -109,7 +109,7 @@ def decode_folder(paths: Sequence[Path], view: View) -> Decoded:
             with path.open("rb") as stream:
                 frames.append(decode(open_dataset(stream), index, view.window))
         except InputError as error:
-            raise FaultyFile(path.name, str(error)) from None
+            raise FileError(path.name, str(error)) from None
         _check_total(frames, len(chosen))
     notes = [_listed(chosen, len(slices), f"slices, ordered by {series.ordered_by}")]
     if series.skipped:
@@ -155,4 +155,5 @@ def _limit() -> None:
     for kind, most in limits.items():
         with contextlib.suppress(ValueError, OSError):
             hard = resource.getrlimit(kind)[1]
-            resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard),) * 2)
+            allowed = most if hard == resource.RLIM_INFINITY else min(most, hard)
+            resource.setrlimit(kind, (allowed, allowed))

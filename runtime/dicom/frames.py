@@ -43,7 +43,7 @@ def one_line_errors(doing: str) -> Iterator[None]:
         raise
     except RecursionError:
         raise InputError(f"cannot be {doing}: its sequences are nested without end; it is damaged") from None
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - decoders of damaged files raise anything
         raise InputError(f"cannot be {doing} ({type(error).__name__}); {_DAMAGED}") from None
 
 
@@ -102,7 +102,7 @@ def _how_shown(greys: Greys, extent: tuple[float, float]) -> str:
 
 def _stored_values(dataset: Dataset, header: Header, index: int) -> NDArray[Any]:
     """The frame's samples, [rows, columns] or [rows, columns, 3], as they are stored; YBR made RGB."""
-    from pydicom.pixels import get_decoder
+    from pydicom.pixels.decoders.base import get_decoder
     from pydicom.pixels.utils import as_pixel_options
 
     syntax = _transfer_syntax(dataset)
@@ -121,13 +121,13 @@ def _stored_values(dataset: Dataset, header: Header, index: int) -> NDArray[Any]
 
 def _transfer_syntax(dataset: Dataset) -> Any:
     """The UID of how pixels are encoded. Raises `InputError` for one that is absent or that nothing here reads."""
-    from pydicom.pixels import get_decoder
-    from pydicom.uid import UID_dictionary
+    from pydicom.pixels.decoders.base import get_decoder
 
     syntax = dataset.file_meta.get("TransferSyntaxUID")
     if not syntax:
         raise InputError(f"does not say its transfer syntax; {_DAMAGED}")
-    name = syntax.name if syntax in UID_dictionary else "an unknown one"
+    # pydicom calls an unknown one by its own text, which may say anything.
+    name = "an unknown one" if syntax.name == str(syntax) else syntax.name
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError:
@@ -144,10 +144,10 @@ def _check_length(dataset: Dataset, header: Header, index: int, syntax: Any) -> 
 
     data = dataset.PixelData
     if syntax.is_encapsulated:
-        options = {"number_of_frames": header.frames}
+        offsets = None
         if "ExtendedOffsetTable" in dataset:
-            options["extended_offsets"] = (dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths)
-        size = stream_size(get_frame(data, index, **options))
+            offsets = (dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths)
+        size = stream_size(get_frame(data, index, number_of_frames=header.frames, extended_offsets=offsets))
         if size is not None and size != StreamSize(header.rows, header.columns, header.samples):
             raise InputError(
                 f"says {header.columns} x {header.rows} pixels, and its compressed frame {size.width} x {size.height} "

@@ -17,7 +17,8 @@ Dataset: TypeAlias = Any
 MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
 PALETTE = "PALETTE COLOR"
 COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
-MODALITIES = frozenset("CT MR CR DX MG US XA RF PT NM IO PX IVUS OCT OP OPT ES GM SM XC SC OT BI SEG RTDOSE".split())
+# Others are shown alike, and never named.
+MODALITIES = ("CT", "MR", "CR", "DX", "MG", "US", "XA", "RF", "PT", "NM", "IO", "PX", "ES", "XC", "SC", "OT")
 
 MOST_FRAMES = 100_000
 
@@ -119,7 +120,7 @@ def display_size(dataset: Dataset, header: Header, frame: int) -> tuple[int, int
     """The (height, width) at which pixels are square: one side is enlarged where their spacings differ.
 
     Spacings are (between rows, between columns), as PS3.3 2024, 10.7.1.3 has them; the Pixel Aspect Ratio, vertical
-    to horizontal, counts where there is none (C.7.6.3.1.7). Raises `InputError` for pixels over 20 times as long as wide.
+    to horizontal, counts where there is none (C.7.6.3.1.7). Raises `InputError` for a ratio beyond 20.
     """
     sources = (
         (_macro(dataset, frame, "PixelMeasuresSequence"), "PixelSpacing"),
@@ -142,10 +143,9 @@ def display_size(dataset: Dataset, header: Header, frame: int) -> tuple[int, int
 def integer(dataset: Dataset, keyword: str, least: int, most: int, default: int | None = None) -> int:
     """The element's whole number. Raises `InputError` for none, for several, and for one outside the limits."""
     value = dataset.get(keyword)
-    if value is None and default is not None:
-        return default
+    stated: Any = default if value is None else value
     try:
-        number = int(value)
+        number = int(stated)
     except (TypeError, ValueError, OverflowError):
         raise InputError(f"has no usable {keyword} in its header; it is damaged") from None
     if not least <= number <= most:

@@ -132,7 +132,7 @@ def _ask_child(message: bytes, name: str) -> tuple[dict[str, Any], list[Image.Im
 @contextlib.contextmanager
 def _child(message: bytes) -> Iterator[tuple[subprocess.Popen[bytes], threading.Event]]:
     """A child that is sent `message`; killed at the end, and at the deadline, which sets the event."""
-    runtime = __package__.rpartition(".")[0]
+    runtime = __name__.removesuffix(".dicom.load")
     paths = [path for path in sys.path if path]
     command = [sys.executable, "-I", "-S", "-B", "-c", _BOOT, runtime, str(Path(__file__).parents[1]), *paths]
     threads = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
