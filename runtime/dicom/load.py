@@ -113,18 +113,19 @@ def _ask_child(message: bytes, name: str) -> tuple[dict[str, Any], list[Image.Im
         line = process.stdout.readline(_MOST_ANSWER)
         try:
             answer = json.loads(line) if line.endswith(b"\n") else None
-            if isinstance(answer, dict) and "frames" in answer:
+            if isinstance(answer, dict) and answer.get("frames"):
                 return answer, [_read_image(process.stdout, form) for form in answer["frames"]]
-        except (ValueError, TypeError, KeyError, EOFError):
+        except (ValueError, TypeError, KeyError, IndexError, EOFError, RecursionError):
             answer = None
-        process.kill() if answer is None else None
+        if answer is None:
+            process.kill()
         code = process.wait()
     if isinstance(answer, dict) and "error" in answer:
         where = f"{name}{os.sep}{_text(answer['file'])}" if "file" in answer else name
         raise InputError(f"{where} {_text(answer['error'])}")
     if expired.is_set():
         raise InputError(f"{name} took longer than {DEADLINE_SECONDS:g} s to decode and was given up; it is damaged")
-    if code > 0:
+    if code >= 0:
         raise MedVLMError(f"{name} could not be read: the process that decodes stopped (exit {code}); reinstall medvlm")
     raise InputError(f"{name} cannot be decoded: its decoder stopped (signal {-code}); it is damaged or too large")
 

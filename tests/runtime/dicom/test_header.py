@@ -96,7 +96,9 @@ def test_pixels_are_made_square(make: Make, elements: dict[str, Any], size: tupl
 
 
 def test_enlarged_pixels_are_between_their_neighbours(make: Make) -> None:
-    image = load_image(make(np.array([[0, 0], [200, 200]], np.uint16), PixelSpacing=[3, 1], WindowCenter=100.5, WindowWidth=201))
+    image = load_image(
+        make(np.array([[0, 0], [200, 200]], np.uint16), PixelSpacing=[3, 1], WindowCenter=100.5, WindowWidth=201)
+    )
     greys = np.asarray(image.pixels)[:, 0, 0].astype(int)
     assert image.pixels.size == (2, 6)
     assert (np.diff(greys) >= 0).all()
@@ -109,7 +111,9 @@ def test_pixels_that_cannot_be_right_are_refused(make: Make) -> None:
 
 def test_padding_range_of_signed_pixels_is_black(make: Make) -> None:
     stored = np.array([[-2000, -1990, 0, 100]], np.int16)
-    content = make(stored, PixelPaddingValue=-2000, PixelPaddingRangeLimit=-1990, PhotometricInterpretation="MONOCHROME1")
+    content = make(
+        stored, PixelPaddingValue=-2000, PixelPaddingRangeLimit=-1990, PhotometricInterpretation="MONOCHROME1"
+    )
     assert levels(content) == [[0, 0, 255, 0]]
 
 

@@ -99,7 +99,12 @@ def test_presets_are_hounsfield_windows(sample: Sample, preset: str) -> None:
     path, window = sample("CT_small.dcm"), PRESETS[preset]
     _, values = by_pydicom(path)
     asked = pydicom.Dataset()
-    asked.WindowCenter, asked.WindowWidth, asked.RescaleSlope, asked.RescaleIntercept = window.center, window.width, 1, 0
+    asked.WindowCenter, asked.WindowWidth, asked.RescaleSlope, asked.RescaleIntercept = (
+        window.center,
+        window.width,
+        1,
+        0,
+    )
     asked.BitsStored, asked.PixelRepresentation, asked.PhotometricInterpretation = 16, 1, "MONOCHROME2"
     theirs = (pydicom.pixels.apply_windowing(values, asked) + 2**15) / (2**16 - 1) * 255
     assert np.abs(decoded(path, window=window).pixels - theirs).max() <= 0.51

@@ -178,8 +178,7 @@ def test_view_is_part_of_what_is_remembered(
     processor, content = Processor(open_bundle(tiny_bundle)), make(np.array([[0, 1], [2, 3]], np.uint16))
     windows = (Window(1, 2), Window(3, 4))
     digests = [
-        processor.prepare([content], "Q?", view=View(window=window)).images[0].digest
-        for window in (*windows, *windows)
+        processor.prepare([content], "Q?", view=View(window=window)).images[0].digest for window in (*windows, *windows)
     ]
     assert digests[:2] == digests[2:]
     assert digests[0] != digests[1]

@@ -24,7 +24,9 @@ def test_windows_are_two_numbers_or_a_preset(text: str, window: tuple[float, flo
     assert (read.center, read.width) == window
 
 
-@pytest.mark.parametrize("text", ["", "liver", "40", "40,400,1", "a,b", "40,0", "40,-1", "nan,5", "1,inf", "1,\x1b[31m"])
+@pytest.mark.parametrize(
+    "text", ["", "liver", "40", "40,400,1", "a,b", "40,0", "40,-1", "nan,5", "1,inf", "1,\x1b[31m"]
+)
 def test_other_windows_are_refused_and_the_forms_named(text: str) -> None:
     with pytest.raises(InputError, match="CENTER,WIDTH or lung, bone, brain, soft-tissue") as error:
         read_view(window=text)
