@@ -146,14 +146,15 @@ def _limit() -> None:
     except ImportError:
         return
     limits = {
-        resource.RLIMIT_AS: MEMORY_BYTES,
-        resource.RLIMIT_CPU: CPU_SECONDS,
+        resource.RLIMIT_AS: (MEMORY_BYTES, MEMORY_BYTES),
+        # One second apart: the first limit's signal says that it was this one.
+        resource.RLIMIT_CPU: (CPU_SECONDS, CPU_SECONDS + 1),
         # It writes no file, and where it crashes leaves none that would hold what it read.
-        resource.RLIMIT_FSIZE: 0,
-        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_FSIZE: (0, 0),
+        resource.RLIMIT_CORE: (0, 0),
     }
     for kind, most in limits.items():
         with contextlib.suppress(ValueError, OSError):
-            hard = resource.getrlimit(kind)[1]
-            allowed = most if hard == resource.RLIM_INFINITY else min(most, hard)
-            resource.setrlimit(kind, (allowed, allowed))
+            highest = resource.getrlimit(kind)[1]
+            soft, hard = (one if highest == resource.RLIM_INFINITY else min(one, highest) for one in most)
+            resource.setrlimit(kind, (soft, hard))

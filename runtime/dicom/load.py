@@ -9,6 +9,7 @@ import importlib.util
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -21,11 +22,13 @@ from PIL import Image
 
 from ..errors import InputError, MedVLMError, plain
 from ..image_limits import MAX_FILE_BYTES, MAX_PIXELS
+from .child import CPU_SECONDS
 from .montage import compose
 from .series import MOST_FILES
 from .view import View
 
-DEADLINE_SECONDS = 60.0
+# Its time to compute is limited to less; this is for one that waits, or on a machine that is busy with other things.
+DEADLINE_SECONDS = 120.0
 MARK_AT = 128
 MARK = b"DICM"
 HEAD_BYTES = MARK_AT + len(MARK)
@@ -127,6 +130,10 @@ def _ask_child(message: bytes, name: str) -> tuple[dict[str, Any], list[Image.Im
         raise InputError(f"{name} took longer than {DEADLINE_SECONDS:g} s to decode and was given up; it is damaged")
     if code >= 0:
         raise MedVLMError(f"{name} could not be read: the process that decodes stopped (exit {code}); reinstall medvlm")
+    if code == -getattr(signal, "SIGXCPU", 0):
+        raise InputError(
+            f"{name} took more than {CPU_SECONDS} s to decode and was given up; it is damaged or too large"
+        )
     raise InputError(f"{name} cannot be decoded: its decoder stopped (signal {-code}); it is damaged or too large")
 
 

@@ -6,6 +6,7 @@ of memory and time that decoding DICOM has, where a crash or a hang shows as suc
 """
 
 import collections
+import contextlib
 import io
 import random
 import resource
@@ -162,10 +163,8 @@ class Worker:
             self._process.kill()
         self._process.wait()
         self._process.stdout.close()
-        try:
+        with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
-        except BrokenPipeError:
-            pass
 
 
 def work() -> None:

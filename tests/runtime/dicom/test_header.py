@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from medvlm.runtime.dicom.child import Decoded, decode_file
-from medvlm.runtime.dicom.view import View, Window
+from medvlm.runtime.dicom.view import DEFAULT_VIEW, View, Window
 from medvlm.runtime.errors import InputError
 from medvlm.runtime.images import load_image
 
@@ -19,7 +19,7 @@ Make = Callable[..., bytes]
 Refusal = Callable[..., str]
 
 
-def decoded(content: bytes, view: View = View()) -> Decoded:
+def decoded(content: bytes, view: View = DEFAULT_VIEW) -> Decoded:
     """What the child process makes of a file, here in this one: a process for each would take a while."""
     return decode_file(io.BytesIO(content), view)
 

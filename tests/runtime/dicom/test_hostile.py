@@ -223,6 +223,13 @@ def test_a_decoder_that_crashes_is_one_line(make: Make, refusal: Refusal, monkey
     assert "its decoder stopped (signal 11)" in refusal(make())
 
 
+def test_a_decoder_that_computes_without_end_is_given_up(
+    make: Make, refusal: Refusal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child_that(monkeypatch, "import resource; resource.setrlimit(resource.RLIMIT_CPU, (1, 2))\nwhile True: pass")
+    assert "took more than 30 s to decode and was given up" in refusal(make())
+
+
 @pytest.mark.parametrize(
     "code",
     [

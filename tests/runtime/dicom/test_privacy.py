@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from medvlm.runtime.dicom.child import decode_file
-from medvlm.runtime.dicom.view import View, Window
+from medvlm.runtime.dicom.view import DEFAULT_VIEW, View, Window
 from medvlm.runtime.errors import MedVLMError
 from medvlm.runtime.images import load_image
 
@@ -88,7 +88,7 @@ def test_no_name_is_in_what_python_is_given(scan: bytes, caplog: pytest.LogCaptu
     assert loaded.pixels.info == {}
 
 
-def everything_said(content: bytes, view: View = View()) -> str:
+def everything_said(content: bytes, view: View = DEFAULT_VIEW) -> str:
     """The notes, or the error with its whole traceback and what led to it."""
     try:
         return "\n".join(decode_file(io.BytesIO(content), view).notes)
