@@ -7,6 +7,7 @@ standard output: a line of JSON, then the pixels of its frames one after the oth
 import contextlib
 import io
 import json
+import math
 import sys
 import warnings
 from collections.abc import Sequence
@@ -118,8 +119,9 @@ def decode_folder(paths: Sequence[Path], view: View) -> Decoded:
 
 
 def _check_total(frames: Sequence[Frame], wanted: int) -> None:
-    """Refuse a montage that is too large, after its first frame."""
-    if frames[-1].pixels.size // frames[-1].header.samples * wanted > MAX_PIXELS:
+    """Refuse a montage that is too large, as soon as a frame shows it."""
+    stored, shown = (math.prod(size) for size in (frames[-1].pixels.shape[:2], frames[-1].size))
+    if max(stored, shown) * wanted > MAX_PIXELS:
         raise InputError(f"makes a montage of more than {MAX_PIXELS // 10**6} megapixels; give fewer rows and columns")
 
 

@@ -140,9 +140,17 @@ def display_size(dataset: Dataset, header: Header, frame: int) -> tuple[int, int
     return height, width
 
 
+def element(dataset: Dataset, keyword: str) -> Any:
+    """The element's value, None where it is absent. Raises `InputError` for one that pydicom cannot make sense of."""
+    try:
+        return dataset.get(keyword)
+    except Exception:  # noqa: BLE001 - what it raises quotes the value
+        raise InputError(f"has no usable {keyword} in its header; it is damaged") from None
+
+
 def integer(dataset: Dataset, keyword: str, least: int, most: int, default: int | None = None) -> int:
     """The element's whole number. Raises `InputError` for none, for several, and for one outside the limits."""
-    value = dataset.get(keyword)
+    value = element(dataset, keyword)
     stated: Any = default if value is None else value
     try:
         number = int(stated)
@@ -155,7 +163,7 @@ def integer(dataset: Dataset, keyword: str, least: int, most: int, default: int 
 
 def numbers(dataset: Dataset, keyword: str) -> tuple[float, ...] | None:
     """The element's numbers; None where it is absent, empty or holds anything that is no finite number."""
-    value = dataset.get(keyword)
+    value = element(dataset, keyword)
     if value is None or value == "":
         return None
     several = isinstance(value, Iterable) and not isinstance(value, str | bytes)
@@ -168,7 +176,7 @@ def numbers(dataset: Dataset, keyword: str) -> tuple[float, ...] | None:
 
 def word(dataset: Dataset, keyword: str, known: Iterable[str]) -> str:
     """The element's text where it is one of `known`, else ""."""
-    value = dataset.get(keyword)
+    value = element(dataset, keyword)
     return value if isinstance(value, str) and value in known else ""
 
 

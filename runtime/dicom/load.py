@@ -59,6 +59,14 @@ class Opened:
     notes: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class _Form:
+    """A frame that the child sends. shape: of its uint8 pixels. size: its (height, width) once they are square."""
+
+    shape: tuple[int, ...]
+    size: tuple[int, ...]
+
+
 def is_dicom(head: bytes) -> bool:
     """Whether a file that starts with these bytes is DICOM Part 10."""
     return head[MARK_AT:HEAD_BYTES] == MARK
@@ -117,7 +125,11 @@ def _ask_child(message: bytes, name: str) -> tuple[dict[str, Any], list[Image.Im
         try:
             answer = json.loads(line) if line.endswith(b"\n") else None
             if isinstance(answer, dict) and answer.get("frames"):
-                return answer, [_read_image(process.stdout, form) for form in answer["frames"]]
+                forms = list(map(_read_form, answer["frames"]))
+                # Together, since a montage is no larger than an image.
+                if sum(max(math.prod(form.shape[:2]), math.prod(form.size)) for form in forms) > MAX_PIXELS:
+                    raise ValueError("more than was asked for")
+                return answer, [_read_image(process.stdout, form) for form in forms]
         except (ValueError, TypeError, KeyError, IndexError, EOFError, RecursionError):
             answer = None
         if answer is None:
@@ -183,18 +195,23 @@ def _send(stream: IO[bytes], message: bytes) -> None:
         stream.write(message)
 
 
-def _read_image(stream: IO[bytes], form: dict[str, Any]) -> Image.Image:
-    """The next frame as RGB with square pixels. Raises `ValueError` or `EOFError` for what no sound child sends."""
-    shape, size = [int(side) for side in form["shape"]], [int(side) for side in form["size"]]
-    pixels, grey = math.prod(shape[:2]), len(shape) == 2
-    if min(*shape, *size) < 1 or max(pixels, math.prod(size)) > MAX_PIXELS or shape[2:] not in ([], [3]):
+def _read_form(stated: dict[str, Any]) -> _Form:
+    """The form of a frame. Raises `ValueError` and others for what no sound child sends."""
+    form = _Form(tuple(map(int, stated["shape"])), tuple(map(int, stated["size"])))
+    if len(form.size) != 2 or form.shape[2:] not in ((), (3,)) or min(*form.shape, *form.size) < 1:
         raise ValueError("no shape of an image")
-    data = stream.read(pixels if grey else pixels * 3)
-    if len(data) < math.prod(shape):
+    return form
+
+
+def _read_image(stream: IO[bytes], form: _Form) -> Image.Image:
+    """The next frame as RGB with square pixels. Raises `EOFError` where it ends early."""
+    data = stream.read(math.prod(form.shape))
+    if len(data) < math.prod(form.shape):
         raise EOFError
-    image = Image.frombytes("L" if grey else "RGB", (shape[1], shape[0]), data)
-    if size != shape[:2]:
-        image = image.resize((size[1], size[0]), Image.Resampling.BICUBIC)
+    height, width, *samples = form.shape
+    image = Image.frombytes("RGB" if samples else "L", (width, height), data)
+    if form.size != (height, width):
+        image = image.resize(form.size[::-1], Image.Resampling.BICUBIC)
     return image.convert("RGB")
 
 

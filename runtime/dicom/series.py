@@ -8,7 +8,7 @@ import numpy as np
 
 from ..errors import InputError
 from .frames import open_dataset
-from .header import MOST_FRAMES, Dataset, integer, numbers
+from .header import MOST_FRAMES, Dataset, element, integer, numbers
 
 MOST_FILES = 5000
 
@@ -99,7 +99,7 @@ def describe(path: Path, dataset: Dataset) -> Slice:
         position = float(normal @ np.array(place))
     return Slice(
         path,
-        str(dataset.get("SeriesInstanceUID", "")),
+        str(element(dataset, "SeriesInstanceUID")),
         integer(dataset, "NumberOfFrames", 1, MOST_FRAMES, 1),
         position,
         integer(dataset, "InstanceNumber", -(2**31), 2**31, 0),

@@ -190,3 +190,14 @@ def request_of(model: Any, *images: Any, view: View) -> tuple[int, ...]:
 
 def test_folder_is_taken_wherever_an_image_is(series: Path, tiny_model: Any) -> None:
     assert request_of(tiny_model, str(series), view=View(montage=(1, 2))) != ()
+
+
+def test_a_header_that_is_damaged_leaves_its_file_out(series: Path, edit: Callable[..., bytes]) -> None:
+    def damage(dataset: Any) -> None:
+        with pydicom.config.disable_value_validation():
+            dataset["InstanceNumber"] = pydicom.DataElement("InstanceNumber", "LO", "no number")
+
+    content = edit((series / "IM0").read_bytes(), damage)
+    (series / "IM0").write_bytes(content.replace(b"\x20\x00\x13\x00LO", b"\x20\x00\x13\x00IS"))
+    found = read_series(sorted(series.iterdir()))
+    assert (len(found.slices), found.skipped) == (9, 1)
