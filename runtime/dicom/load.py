@@ -182,6 +182,7 @@ def _child(message: bytes) -> Iterator[tuple[subprocess.Popen[bytes], threading.
         yield process, expired
     finally:
         timer.cancel()
+        timer.join()
         process.kill()
         writer.join()
         process.wait()

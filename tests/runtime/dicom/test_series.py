@@ -192,6 +192,7 @@ def test_folder_is_taken_wherever_an_image_is(series: Path, tiny_model: Any) -> 
     assert request_of(tiny_model, str(series), view=View(montage=(1, 2))) != ()
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_a_header_that_is_damaged_leaves_its_file_out(series: Path, edit: Callable[..., bytes]) -> None:
     def damage(dataset: Any) -> None:
         with pydicom.config.disable_value_validation():
