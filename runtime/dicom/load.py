@@ -124,13 +124,9 @@ def _ask_child(message: bytes, name: str) -> tuple[dict[str, Any], list[Image.Im
         line = process.stdout.readline(_MOST_ANSWER)
         try:
             answer = json.loads(line) if line.endswith(b"\n") else None
-            if isinstance(answer, dict) and answer.get("frames"):
-                forms = list(map(_read_form, answer["frames"]))
-                # Together, since a montage is no larger than an image.
-                if sum(max(math.prod(form.shape[:2]), math.prod(form.size)) for form in forms) > MAX_PIXELS:
-                    raise ValueError("more than was asked for")
-                return answer, [_read_image(process.stdout, form) for form in forms]
-        except (ValueError, TypeError, KeyError, IndexError, EOFError, RecursionError):
+            if isinstance(answer, dict) and isinstance(answer.get("notes"), list) and answer.get("frames"):
+                return answer, _read_images(process.stdout, answer["frames"])
+        except (ValueError, TypeError, KeyError, OverflowError, EOFError, RecursionError):
             answer = None
         if answer is None:
             process.kill()
@@ -138,15 +134,20 @@ def _ask_child(message: bytes, name: str) -> tuple[dict[str, Any], list[Image.Im
     if isinstance(answer, dict) and "error" in answer:
         where = f"{name}{os.sep}{_text(answer['file'])}" if "file" in answer else name
         raise InputError(f"{where} {_text(answer['error'])}")
-    if expired.is_set():
-        raise InputError(f"{name} took longer than {DEADLINE_SECONDS:g} s to decode and was given up; it is damaged")
-    if code >= 0:
-        raise MedVLMError(f"{name} could not be read: the process that decodes stopped (exit {code}); reinstall medvlm")
+    raise _ended_early(name, code, expired=expired.is_set())
+
+
+def _ended_early(name: str, code: int, *, expired: bool) -> MedVLMError:
+    """What to say of a child that exited with `code` and gave no answer."""
+    if expired:
+        return InputError(f"{name} took longer than {DEADLINE_SECONDS:g} s to decode and was given up; it is damaged")
     if code == -getattr(signal, "SIGXCPU", 0):
-        raise InputError(
+        return InputError(
             f"{name} took more than {CPU_SECONDS} s to decode and was given up; it is damaged or too large"
         )
-    raise InputError(f"{name} cannot be decoded: its decoder stopped (signal {-code}); it is damaged or too large")
+    if code < 0:
+        return InputError(f"{name} cannot be decoded: its decoder stopped (signal {-code}); it is damaged or too large")
+    return MedVLMError(f"{name} could not be read: the process that decodes stopped (exit {code}); reinstall medvlm")
 
 
 @contextlib.contextmanager
@@ -196,8 +197,17 @@ def _send(stream: IO[bytes], message: bytes) -> None:
         stream.write(message)
 
 
+def _read_images(stream: IO[bytes], stated: Sequence[dict[str, Any]]) -> list[Image.Image]:
+    """The frames that follow. Raises `ValueError` and others for what no sound child sends."""
+    forms = list(map(_read_form, stated))
+    # Together, since a montage is no larger than an image.
+    if sum(max(math.prod(form.shape[:2]), math.prod(form.size)) for form in forms) > MAX_PIXELS:
+        raise ValueError("more than was asked for")
+    return [_read_image(stream, form) for form in forms]
+
+
 def _read_form(stated: dict[str, Any]) -> _Form:
-    """The form of a frame. Raises `ValueError` and others for what no sound child sends."""
+    """The form of a frame; raises as `_read_images`."""
     form = _Form(tuple(map(int, stated["shape"])), tuple(map(int, stated["size"])))
     if len(form.size) != 2 or form.shape[2:] not in ((), (3,)) or min(*form.shape, *form.size) < 1:
         raise ValueError("no shape of an image")
