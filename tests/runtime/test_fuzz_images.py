@@ -11,6 +11,7 @@ import io
 import random
 import resource
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -32,7 +33,8 @@ from medvlm.runtime.errors import InputError
 from medvlm.runtime.images import load_image
 from PIL import Image
 
-DEADLINE_S = 30.0
+# Of computing for one file, however busy the machine is; and of waiting, for a file that makes a process sleep.
+CPU_S, WAIT_S = 10.0, 600.0
 FINE = ("read", "refused", "memory")
 # Values at which sizes, offsets and signs turn.
 EDGES = (0, 1, 2, 7, 8, 16, 127, 128, 255, 256, 32767, 32768, 65535, 2**24, 2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1)
@@ -143,7 +145,7 @@ class Worker:
         assert self._process.stdout
         self._process.stdin.write(struct.pack("<?I", kind == "DICOM", len(content)) + content)
         self._process.stdin.flush()
-        ready, _, _ = select.select([self._process.stdout], [], [], DEADLINE_S)
+        ready, _, _ = select.select([self._process.stdout], [], [], WAIT_S)
         if not ready:
             self.close()
             self._start()
@@ -153,7 +155,7 @@ class Worker:
             self.close()
             code = self._process.returncode
             self._start()
-            return f"crashed ({-code})"
+            return "hung" if code == -signal.SIGPROF else f"crashed ({-code})"
         return said
 
     def close(self) -> None:
@@ -173,7 +175,12 @@ def work() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     while header := sys.stdin.buffer.read(5):
         is_dicom, length = struct.unpack("<?I", header)
-        sys.stdout.write(attempt(sys.stdin.buffer.read(length), is_dicom=is_dicom) + "\n")
+        content = sys.stdin.buffer.read(length)
+        # Its signal ends the process, in the midst of a decoder too.
+        signal.setitimer(signal.ITIMER_PROF, CPU_S)
+        outcome = attempt(content, is_dicom=is_dicom)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        sys.stdout.write(f"{outcome}\n")
         sys.stdout.flush()
 
 
