@@ -221,7 +221,7 @@ def test_undamaged_samples_are_read(worker: Worker, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "DICOM"])
-@settings(max_examples=80)
+@settings(max_examples=80, deadline=None)
 @given(data=st.data())
 def test_damaged_files_are_read_or_refused(worker: Worker, kind: str, data: st.DataObject) -> None:
     content = data.draw(st.sampled_from(samples(kind)))
