@@ -39,11 +39,12 @@ def one_line_errors(doing: str) -> Iterator[None]:
     """Turn whatever pydicom and its decoders raise into an `InputError` that quotes nothing of the file."""
     try:
         yield
-    except (InputError, MemoryError):
+    except (InputError, MemoryError, KeyboardInterrupt):
         raise
     except RecursionError:
         raise InputError(f"cannot be {doing}: its sequences are nested without end; it is damaged") from None
-    except Exception as error:  # noqa: BLE001 - decoders of damaged files raise anything
+    # Decoders of damaged files raise anything; a panic of the RLE decoder, which is in Rust, is no Exception.
+    except BaseException as error:  # noqa: BLE001
         raise InputError(f"cannot be {doing} ({type(error).__name__}); {_DAMAGED}") from None
 
 

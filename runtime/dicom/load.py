@@ -222,7 +222,7 @@ def _read_image(stream: IO[bytes], form: _Form) -> Image.Image:
     height, width, *samples = form.shape
     image = Image.frombytes("RGB" if samples else "L", (width, height), data)
     if form.size != (height, width):
-        image = image.resize(form.size[::-1], Image.Resampling.BICUBIC)
+        image = image.resize((form.size[1], form.size[0]), Image.Resampling.BICUBIC)
     return image.convert("RGB")
 
 

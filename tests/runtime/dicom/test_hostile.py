@@ -133,6 +133,17 @@ def test_streams_that_end_early_have_no_size(stream: bytes) -> None:
     assert stream_size(stream) is None
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_runs_that_go_on_beyond_the_frame_are_refused(sample: Sample) -> None:
+    """The RLE decoder, in Rust, panics: what it raises is no Exception."""
+    content = sample("MR_small_RLE.dcm").read_bytes()
+    dataset = pydicom.dcmread(io.BytesIO(content))
+    frame = pydicom.encaps.get_frame(dataset.PixelData, 0, number_of_frames=1)
+    # The first run is behind the header of 64 bytes; 0x81 repeats its byte 128 times, and all after it is shifted.
+    at = content.index(frame) + 64
+    assert says(content[:at] + b"\x81" + content[at + 1 :]).startswith("cannot be decoded (")
+
+
 # What is no image
 
 
@@ -296,5 +307,5 @@ def test_nothing_is_left_running_or_open(make: Make) -> None:
 def test_without_the_extra_the_line_says_what_to_install(
     make: Make, refusal: Refusal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(load.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert refusal(make()).endswith("what reads those is not installed; install medvlm[dicom]")
