@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 
 from .errors import BundleError
-from .external_data import external_locations
+from .graph_faults import graph_fault
+from .graph_signature import Signature, decoder_signature, embedding_bytes, prefill_signature, vision_signature
 from .manifest import MANIFEST, FileEntry, Manifest
 
 VISION = "vision_encoder.onnx"
@@ -16,10 +17,13 @@ DECODER = "decoder.onnx"
 PREFILL = "prefill.onnx"
 EMBEDDINGS = "embeddings.bin"
 TOKENIZER = "tokenizer.json"
+SIGNATURE = "model.sig"
+"""OpenSSF model-signing's own name; no manifest lists it, because it signs the manifest too."""
 REQUIRED = (VISION, f"{VISION}.data", DECODER, f"{DECODER}.data", EMBEDDINGS, TOKENIZER)
 
 _HASH_BYTES = 1 << 22
-_MAX_MANIFEST_BYTES = 1 << 24
+# The full-size model's has some ten kilobytes. JSON takes up to fifty times its size in memory.
+_MAX_MANIFEST_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -42,9 +46,11 @@ def read_manifest(directory: Path) -> Manifest:
             raise BundleError(f"{directory} is not a directory; give a bundle that medvlm-export wrote")
         if not path.is_file() or path.is_symlink():
             raise BundleError(f"{directory} has no {MANIFEST}; give a bundle that medvlm-export wrote")
-        if path.stat().st_size > _MAX_MANIFEST_BYTES:
+        with path.open("rb") as file:
+            content = file.read(_MAX_MANIFEST_BYTES + 1)
+        if len(content) > _MAX_MANIFEST_BYTES:
             raise BundleError(f"{path} is too large for a manifest; export the bundle again")
-        manifest = Manifest.from_json(path.read_text(encoding="utf-8"))
+        manifest = Manifest.from_json(content.decode("utf-8"))
     except OSError as error:
         raise BundleError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -81,7 +87,7 @@ def find_faults(
             fault = _outside(directory, name) or _file_fault(path, name, entry)
             if not fault and hash_files and sha256(path, read) != entry.sha256:
                 fault = f"{name} has changed (its sha256 differs)"
-            fault = fault or _graph_fault(path, name)
+            fault = fault or _dimensions_fault(path, name, manifest)
         except OSError as error:
             fault = f"{name} cannot be read ({error.strerror})"
         faults += [fault] if fault else []
@@ -89,7 +95,7 @@ def find_faults(
 
 
 def _extra(directory: Path, manifest: Manifest) -> list[str]:
-    known = {*manifest.files, MANIFEST}
+    known = {*manifest.files, MANIFEST, SIGNATURE}
     try:
         return sorted(path.name for path in directory.iterdir() if path.name not in known)
     except OSError as error:
@@ -97,14 +103,10 @@ def _extra(directory: Path, manifest: Manifest) -> list[str]:
 
 
 def _outside(directory: Path, name: str) -> str:
-    """A fault where `name` is no plain file name, or a link that leaves the bundle's directory."""
+    """A fault where `name` is no plain file name, or a link: what it leads to can change after it was checked."""
     if name in ("", ".", "..") or Path(name).name != name or "\\" in name:
         return f"{name!r} names a file outside the folder"
-    path = directory / name
-    # Not Path.resolve, which fails on links that lead in a circle.
-    if path.is_symlink() and directory.resolve() not in Path(os.path.realpath(path)).parents:
-        return f"{name} is a link that leaves the folder"
-    return ""
+    return f"{name} is a link and not a file" if (directory / name).is_symlink() else ""
 
 
 def _file_fault(path: Path, name: str, entry: FileEntry) -> str:
@@ -116,15 +118,21 @@ def _file_fault(path: Path, name: str, entry: FileEntry) -> str:
     return "" if size == entry.size else f"{name} has {size} bytes and should have {entry.size}"
 
 
-def _graph_fault(path: Path, name: str) -> str:
-    """A fault where the file is a graph that takes weights from anywhere but its own data file."""
-    if path.suffix != ".onnx":
+def _dimensions_fault(path: Path, name: str, manifest: Manifest) -> str:
+    """A fault of what onnxruntime and numpy will read: weights elsewhere, or other dimensions than the manifest's."""
+    if name == EMBEDDINGS:
+        size, wanted = manifest.files[name].size, embedding_bytes(manifest)
+        return "" if size == wanted else f"{name} has {size} bytes and the manifest's dimensions want {wanted}"
+    if name not in (VISION, DECODER, PREFILL):
         return ""
-    try:
-        elsewhere = sorted(external_locations(path) - {f"{name}.data"})
-    except ValueError as error:
-        return f"{name} is not an ONNX graph ({error})"
-    return f"{name} takes weights from {elsewhere[0]!r} and not from {name}.data" if elsewhere else ""
+    data = manifest.files.get(f"{name}.data")
+    return graph_fault(path, data.size if data else 0, _signature(name, manifest))
+
+
+def _signature(name: str, manifest: Manifest) -> Signature:
+    if name == VISION:
+        return vision_signature(manifest.vision)
+    return decoder_signature(manifest.text) if name == DECODER else prefill_signature(manifest.text)
 
 
 def sha256(path: Path, progress: Callable[[int], None] = lambda size: None) -> str:

@@ -1,11 +1,15 @@
 """Where an ONNX graph keeps its weights, read from the file's bytes without the onnx package.
 
 onnxruntime follows whatever path the graph names: 1.23 to any file of the disk, later versions only inside the graph's
-folder. A bundle's graph may name one file, its own data file.
+folder. A bundle's graph may name one file, its own data file, and there only what lies within it.
 """
 
+import math
+import re
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import dataclass
+
+from .protobuf import read_fields, read_integers, read_messages, read_text
 
 # The fields of onnx.proto through which a tensor can be reached: message -> field number -> the message it holds.
 _FIELDS = {
@@ -16,63 +20,82 @@ _FIELDS = {
     "Node": {5: "Attribute"},
     "Attribute": {5: "Tensor", 6: "Graph", 10: "Tensor", 11: "Graph", 22: "SparseTensor", 23: "SparseTensor"},
     "SparseTensor": {1: "Tensor", 2: "Tensor"},
-    "Tensor": {13: "ExternalData"},
 }
+# Protobuf itself reads no deeper by default, and so neither does onnxruntime.
+_DEEPEST = 100
+_DIMS, _DATA_TYPE, _EXTERNAL_DATA, _DATA_LOCATION = 1, 2, 13, 14
 _KEY, _VALUE = 1, 2
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-_MAX_VARINT_BITS = 63
-_TAG_LIMIT = 1 << 32
+_KEYS = {"location", "offset", "length"}
+# Bytes of an element of each TensorProto.DataType that a bundle's weights may have.
+_ITEM_BYTES = {1: 4, 2: 1, 3: 1, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12: 4, 16: 2}
+_WHOLE = re.compile(r"[0-9]{1,18}")
 
 
-def external_locations(path: Path) -> set[str]:
-    """The files that the graph in `path` takes tensors from, as it names them.
+@dataclass(frozen=True)
+class ExternalTensor:
+    """A tensor that stands in another file: what the graph says of the place, and how many bytes it should take.
 
-    Raises ValueError where the file is not a graph, OSError where it cannot be read.
+    entries: the keys and values of its external_data. nbytes: None for a type that no bundle has.
     """
-    data = memoryview(path.read_bytes())
-    found: set[str] = set()
-    # A list of what is still to be read, because a hostile graph nests deeper than Python recurses.
-    waiting = [("Model", data)]
+
+    entries: tuple[tuple[str, str], ...]
+    nbytes: int | None
+
+    @property
+    def locations(self) -> set[str]:
+        """The files that it names; there should be one."""
+        return {value for key, value in self.entries if key == "location"}
+
+
+def external_tensors(graph: memoryview) -> Iterator[ExternalTensor]:
+    """Every tensor of the serialized model `graph` that another file holds. Raises ValueError where it is no model."""
+    # A stack of what is still to be read, because a hostile graph nests deeper than Python recurses.
+    waiting = [_inner("Model", graph)]
     while waiting:
-        kind, message = waiting.pop()
-        fields = list(_read_fields(message))
-        if kind == "ExternalData":
-            texts = {number: bytes(value).decode() for number, value in fields}
-            found |= {texts.get(_VALUE, "")} if texts.get(_KEY) == "location" else set()
+        following = next(waiting[-1], None)
+        if following is None:
+            waiting.pop()
+            continue
+        kind, message = following
+        if kind == "Tensor":
+            tensor = _external_tensor(message)
+            if tensor is not None:
+                yield tensor
+        elif len(waiting) == _DEEPEST:
+            raise ValueError(f"nested deeper than {_DEEPEST} messages")
         else:
-            waiting += [(inner, value) for number, value in fields if (inner := _FIELDS[kind].get(number))]
-    return found
+            waiting.append(_inner(kind, message))
 
 
-def _read_fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """The number and the bytes of each length-delimited field of a protobuf message; the others are skipped."""
-    at = 0
-    while at < len(message):
-        tag, at = _read_varint(message, at)
-        number, wire = tag >> 3, tag & 7
-        if tag >= _TAG_LIMIT:
-            raise ValueError("a field number is too large")
-        length = {_FIXED64: 8, _FIXED32: 4}.get(wire, 0)
-        if wire in (_VARINT, _BYTES):
-            value, at = _read_varint(message, at)
-            length = value if wire == _BYTES else 0
-        elif not length:
-            raise ValueError(f"wire type {wire}")
-        if length > len(message) - at:
-            raise ValueError("a field is longer than its message")
-        if wire == _BYTES:
-            yield number, message[at : at + length]
-        at += length
+def tensor_fault(tensor: ExternalTensor, data: str, size: int) -> str:
+    """What is wrong with where a tensor stands, who may stand only in the file `data` of `size` bytes; or nothing."""
+    elsewhere = sorted(tensor.locations - {data})
+    if elsewhere:
+        return f"takes weights from {elsewhere[0]!r} and not from {data}"
+    values = dict(tensor.entries)
+    if len(tensor.entries) != len(_KEYS) or values.keys() != _KEYS:
+        return f"does not say in the usual way where in {data} a weight stands"
+    if not (_WHOLE.fullmatch(values["offset"]) and _WHOLE.fullmatch(values["length"])):
+        return f"has a weight in {data} whose place is no number"
+    offset, length = int(values["offset"]), int(values["length"])
+    if offset + length > size:
+        return f"takes weights from beyond the end of {data} (offset {offset}, length {length} of {size} bytes)"
+    if length != tensor.nbytes:
+        return f"has a weight in {data} of {length} bytes, which its dimensions do not give"
+    return ""
 
 
-def _read_varint(message: memoryview, at: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, _MAX_VARINT_BITS + 1, 7):
-        if at == len(message):
-            break
-        byte = message[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-    raise ValueError("a number does not end")
+def _inner(kind: str, message: memoryview) -> Iterator[tuple[str, memoryview]]:
+    """The messages in a message through which tensors can be reached."""
+    for number, value in read_fields(message):
+        inner = _FIELDS[kind].get(number)
+        if inner is not None and isinstance(value, memoryview):
+            yield inner, value
+
+
+def _external_tensor(tensor: memoryview) -> ExternalTensor | None:
+    entries = tuple((read_text(e, _KEY), read_text(e, _VALUE)) for e in read_messages(tensor, _EXTERNAL_DATA))
+    if not entries and not any(read_integers(tensor, _DATA_LOCATION)):
+        return None
+    item = _ITEM_BYTES.get((read_integers(tensor, _DATA_TYPE) or [0])[-1])
+    return ExternalTensor(entries, item and item * math.prod(read_integers(tensor, _DIMS)))

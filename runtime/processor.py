@@ -165,6 +165,8 @@ class Processor:
     def _expand(self, ids: list[int], grids: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
         """Repeat each image token as often as its image has visual tokens."""
         tokens = np.array(ids, np.int64)
+        if len(tokens) and tokens.max() >= self.manifest.text.vocab_size:
+            raise BundleError(f"{TOKENIZER} has tokens that the manifest's vocabulary has not; export the bundle again")
         repeats = np.ones_like(tokens)
         repeats[tokens == self.manifest.image_token_id] = [math.prod(grid) for grid in grids]
         return np.repeat(tokens, repeats)

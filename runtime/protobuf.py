@@ -1,0 +1,82 @@
+"""Protobuf's wire format, read field by field without a schema and without protobuf itself.
+
+The format: https://protobuf.dev/programming-guides/encoding. Groups (wire types 3 and 4), which nothing here uses, are
+refused.
+"""
+
+from collections.abc import Iterator
+
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_MAX_VARINT_BITS = 63
+_TAG_LIMIT = 1 << 32
+
+Field = tuple[int, memoryview | int]
+"""A field's number with its value: bytes where the field has a length, an integer where it is a varint."""
+
+
+def read_fields(message: memoryview) -> Iterator[Field]:
+    """The fields of a message in their order; those of fixed width are skipped. Raises ValueError for a fault."""
+    at = 0
+    while at < len(message):
+        tag, at = _read_varint(message, at)
+        number, wire = tag >> 3, tag & 7
+        if tag >= _TAG_LIMIT:
+            raise ValueError("a field number is too large")
+        value, length = 0, {_FIXED64: 8, _FIXED32: 4}.get(wire, 0)
+        if wire in (_VARINT, _BYTES):
+            value, at = _read_varint(message, at)
+            length = value if wire == _BYTES else 0
+        elif not length:
+            raise ValueError(f"wire type {wire}")
+        if length > len(message) - at:
+            raise ValueError("a field is longer than its message")
+        if wire == _VARINT:
+            yield number, value
+        elif wire == _BYTES:
+            yield number, message[at : at + length]
+        at += length
+
+
+def read_messages(message: memoryview, number: int) -> Iterator[memoryview]:
+    """The bytes of each field `number` of a message. Raises ValueError where one is an integer."""
+    return (_as_bytes(value) for found, value in read_fields(message) if found == number)
+
+
+def read_text(message: memoryview, number: int) -> str:
+    """The text in field `number`: the last one counts, and none is the empty text. Raises ValueError."""
+    return ([bytes(value).decode() for value in read_messages(message, number)] or [""])[-1]
+
+
+def read_integers(message: memoryview, number: int) -> list[int]:
+    """The integers in field `number`, one a field or packed; negative ones are 2^64 larger. Raises ValueError."""
+    found: list[int] = []
+    for field, value in read_fields(message):
+        if field != number:
+            continue
+        if isinstance(value, int):
+            found.append(value)
+            continue
+        at = 0
+        while at < len(value):
+            integer, at = _read_varint(value, at)
+            found.append(integer)
+    return found
+
+
+def _as_bytes(value: memoryview | int) -> memoryview:
+    if isinstance(value, int):
+        raise ValueError("a field is a number that should have a length")
+    return value
+
+
+def _read_varint(message: memoryview, at: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, _MAX_VARINT_BITS + 1, 7):
+        if at == len(message):
+            break
+        byte = message[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+    raise ValueError("a number does not end")
