@@ -140,7 +140,7 @@ class _Batch:
         for sequence in reversed(range(len(feeds))):
             member = self._members[sequence]
             if not member.advance(logits[sequence : sequence + 1]):
-                self._answers[member.number] = member.transcript.answer()
+                self._end(member.number, member.transcript)
                 if not self._seat(sequence):
                     self._decoder.remove(sequence)
                     self._members[sequence] = self._members[-1]
@@ -161,8 +161,14 @@ class _Batch:
                 self._decoder.put(sequence, prefilled.decoder, request.lag)
                 self._members[sequence : sequence + 1] = [member]
                 return True
-            self._answers[number] = transcript.answer()
+            self._end(number, transcript)
         return False
+
+    def _end(self, number: int, transcript: Transcript) -> None:
+        answer = transcript.answer()
+        record = self._model.recording(self._requests[number], self._decoding, self._votes[number])
+        record(answer.finish_reason, answer.timings.total_s, answer)
+        self._answers[number] = answer
 
     def _prefill(self, request: Request, progress: Progress) -> "_Prefilled":
         """The prompt of the request before, if it is the same; else a new one."""

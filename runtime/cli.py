@@ -1,4 +1,4 @@
-"""The `medvlm` command: ask, chat, compare, info, verify."""
+"""The `medvlm` command: ask, audit, chat, compare, info, verify."""
 
 import dataclasses
 import io
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from .audit_cli import audit
 from .bundle import find_faults, read_manifest
 from .chat import chat
 from .cli_options import BUNDLE, Asking, Loading, asking_options, decoding_options, loading_options, viewing_options
@@ -34,6 +35,7 @@ def main() -> None:
         sys.stdout.reconfigure(errors="replace")
 
 
+main.add_command(audit)
 main.add_command(chat)
 main.add_command(compare)
 

@@ -35,6 +35,7 @@ class Loading:
     max_length: int | None
     prefix_mb: int
     hash_files: bool
+    audit: Path | None = None
 
     def open(self, bundle: Path) -> tuple[Bundle, int]:
         """The checked bundle and its context's length in tokens. Raises `InputError` and `BundleError`."""
@@ -52,6 +53,7 @@ class Loading:
             threads=self.threads,
             max_length=self.max_length,
             prefix_mb=self.prefix_mb,
+            audit=self.audit,
         )
 
 
@@ -77,6 +79,12 @@ _LOADING = (
         help="Megabytes of earlier questions to keep for others about the same image; 0 keeps nothing.",
     ),
     click.option("--hash-files", is_flag=True, help="Check the sha256 of every file of the bundle first."),
+    click.option(
+        "--audit",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Add a sealed line to this log for each answer, without anything of the question or of the text.",
+    ),
 )
 _ASKING = (
     click.option("--raw", is_flag=True, help="Send the question as it is, without MedVLM-R1's question template."),
@@ -134,9 +142,10 @@ def loading_options(command: Command) -> Command:
         max_length: int | None,
         prefix_mb: int,
         hash_files: bool,
+        audit: Path | None,
         **others: Any,
     ) -> None:
-        command(*args, loading=Loading(threads, device, max_length, prefix_mb, hash_files), **others)
+        command(*args, loading=Loading(threads, device, max_length, prefix_mb, hash_files, audit), **others)
 
     return with_options(wrapped, _LOADING)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from .audit_record import Recorder
 from .batch import answer_batch
 from .batch_decoder import BatchDecoder
 from .bundle import DECODER, EMBEDDINGS, PREFILL, VISION, Bundle, open_bundle
@@ -28,7 +29,8 @@ from .processor import Processor, Request
 from .result import Answer
 from .sampling import Sampler
 from .session import check_device, one_line_failures, open_sessions
-from .stream import Clock, Progress, Stream
+from .stream import Clock, Progress, Record, Stream
+from .threads import usable_cores
 from .vision import VisionEncoder
 
 DEFAULT_PREFIX_MB = 512
@@ -54,6 +56,7 @@ class MedVLM:
         threads: int | None = None,
         max_length: int | None = None,
         prefix_mb: int = DEFAULT_PREFIX_MB,
+        audit: str | os.PathLike[str] | None = None,
     ) -> None:
         """Open the sessions of a checked bundle; see `load`."""
         check_device(device)
@@ -65,6 +68,10 @@ class MedVLM:
         self.processor = processor or Processor(bundle)
         self.max_length = context_length(bundle, max_length)
         threads = check_threads(threads)
+        self._recorder: Recorder | None = None
+        if audit is not None:
+            loaded_with = {"threads": threads or usable_cores(), "max_length": self.max_length}
+            self._recorder = Recorder(Path(audit), bundle, loaded_with)
         self._embeddings = EmbeddingTable(
             bundle.path(EMBEDDINGS), bundle.manifest.embedding_dtype, dims.vocab_size, dims.hidden_size
         )
@@ -93,13 +100,15 @@ class MedVLM:
         max_length: int | None = None,
         prefix_mb: int = DEFAULT_PREFIX_MB,
         hash_files: bool = False,
+        audit: str | os.PathLike[str] | None = None,
     ) -> "MedVLM":
         """Load the bundle in a directory.
 
         device: "auto" or "cpu". threads: None takes one for each physical core that the process may use. max_length:
         tokens that prompt and answer may have together, by default 8192 or what the model holds. prefix_mb: megabytes
         of earlier questions to keep for later ones about the same images; 0 keeps nothing. hash_files: check every
-        file's sha256 first.
+        file's sha256 first. audit: a file to add a line to for each answer (see `medvlm.runtime.audit`); an answer that
+        it cannot note is not given.
         Raises `BundleError` for a bundle that is not sound, `InputError` for an argument that is not.
         """
         return cls(
@@ -108,6 +117,7 @@ class MedVLM:
             threads=threads,
             max_length=max_length,
             prefix_mb=prefix_mb,
+            audit=audit,
         )
 
     def ask(
@@ -190,8 +200,15 @@ class MedVLM:
             partial(self._generate, request, decoding, vote),
             load_s=self.load_s,
             preprocess_s=preprocess_s,
+            record=self.recording(request, decoding, vote),
         )
         return self._stream
+
+    def recording(self, request: Request, decoding: Decoding, vote: int) -> Record:
+        """What notes the end of an answer in the audit log, where there is one."""
+        if self._recorder is None:
+            return lambda outcome, seconds, answer: None
+        return partial(self._recorder.record, request, decoding, vote)
 
     def score(self, request: Request, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """What the model would say at each token of a given answer: logits [tokens, vocab_size].

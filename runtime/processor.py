@@ -63,6 +63,7 @@ class Request:
     token_ids: [tokens] int64, each image a run of the image token.
     positions: [3, tokens] int64, the (t, h, w) position of each token.
     options: the letters that the question offers, with their texts; empty where it is not multiple-choice.
+    raw: whether the question was sent without the question template.
     """
 
     images: tuple[Picture, ...]
@@ -72,6 +73,7 @@ class Request:
     options: dict[str, str]
     notes: tuple[str, ...]
     contents: Contents
+    raw: bool = False
 
     @property
     def visual_tokens(self) -> int:
@@ -131,6 +133,7 @@ class Processor:
             options=parse_options(question),
             notes=tuple(note for image in loaded for note in image.notes),
             contents=contents,
+            raw=raw,
         )
 
     def _load(self, source: ImageSource | LoadedImage, view: View) -> LoadedImage:

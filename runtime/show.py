@@ -1,5 +1,6 @@
 """What a terminal shows of an answer."""
 
+import contextlib
 import sys
 
 import click
@@ -21,10 +22,12 @@ def harmless(text: str) -> str:
 def show_stream(stream: Stream, *, quiet: bool = False) -> Answer:
     """Print the reasoning as it comes, unless `quiet`; the answer at its end."""
     reasoning = ReasoningFilter()
-    for piece in stream:
-        if not quiet:
-            click.echo(harmless(reasoning.feed(piece)), nl=False)
-            sys.stdout.flush()
+    # Closed at once where the reader is gone or presses Ctrl-C, for the audit log.
+    with contextlib.closing(stream):
+        for piece in stream:
+            if not quiet:
+                click.echo(harmless(reasoning.feed(piece)), nl=False)
+                sys.stdout.flush()
     if not quiet:
         click.echo(harmless(reasoning.flush().rstrip()) + "\n")
     return stream.answer

@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 
 from .answer import parse_answer
@@ -54,6 +54,7 @@ class Transcript:
         self._request, self._load_s, self._preprocess_s = request, load_s, preprocess_s
         self._tokens: list[Token] = []
         self._graph_s = 0.0
+        self._started = time.perf_counter()
         # When each token came, in seconds on time.perf_counter's clock.
         self.moments: list[float] = []
 
@@ -64,6 +65,11 @@ class Transcript:
             self._graph_s = -self.progress.graph_seconds()
         self._tokens.append(token)
         self.moments.append(time.perf_counter())
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds from the question until now."""
+        return self._preprocess_s + time.perf_counter() - self._started
 
     def answer(self) -> Answer:
         """The answer, at the end of which decoding is taken to be now."""
@@ -115,6 +121,10 @@ class Transcript:
         )
 
 
+Record = Callable[[str, float, Answer | None], None]
+"""Called once with how an answer ended, the seconds that it took, and the answer where it came to its end."""
+
+
 class Stream(Iterator[str]):
     """The text of one answer, piece by piece; `answer` once it has ended.
 
@@ -122,10 +132,19 @@ class Stream(Iterator[str]):
     """
 
     def __init__(
-        self, request: Request, generate: Callable[[Progress], Iterator[Token]], *, load_s: float, preprocess_s: float
+        self,
+        request: Request,
+        generate: Callable[[Progress], Iterator[Token]],
+        *,
+        load_s: float,
+        preprocess_s: float,
+        record: Record | None = None,
     ) -> None:
-        """`generate` yields the tokens, and notes in its argument what `Progress` says before the first."""
-        self._request = request
+        """`generate` yields the tokens, and notes in its argument what `Progress` says before the first.
+
+        record: told of the end before `answer` is there, so that nobody has an answer that it could not note.
+        """
+        self._request, self._record = request, record
         self._pieces = self._read(generate, load_s, preprocess_s)
         self._answer: Answer | None = None
         # When each token came, in seconds on time.perf_counter's clock; empty until the stream is read.
@@ -151,6 +170,11 @@ class Stream(Iterator[str]):
     def replace(self) -> None:
         """End the stream, unless it has ended: another question takes the cache."""
         self._replaced = True
+        self.close()
+
+    def close(self) -> None:
+        """Read no further; a stream that was begun and has not ended is recorded as stopped."""
+        self._pieces.close()
 
     @property
     def answer(self) -> Answer:
@@ -161,11 +185,21 @@ class Stream(Iterator[str]):
 
     def _read(
         self, generate: Callable[[Progress], Iterator[Token]], load_s: float, preprocess_s: float
-    ) -> Iterator[str]:
+    ) -> Generator[str, None, None]:
         transcript = Transcript(self._request, load_s=load_s, preprocess_s=preprocess_s)
         self.moments = transcript.moments
-        for token in generate(transcript.progress):
-            transcript.add(token)
-            if token.text:
-                yield token.text
-        self._answer = transcript.answer()
+        record = self._record or (lambda outcome, seconds, answer: None)
+        try:
+            for token in generate(transcript.progress):
+                transcript.add(token)
+                if token.text:
+                    yield token.text
+            answer = transcript.answer()
+        except (GeneratorExit, KeyboardInterrupt):
+            record("stopped", transcript.elapsed_s, None)
+            raise
+        except Exception:
+            record("failed", transcript.elapsed_s, None)
+            raise
+        record(answer.finish_reason, answer.timings.total_s, answer)
+        self._answer = answer

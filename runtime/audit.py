@@ -1,0 +1,221 @@
+"""The audit log: one line of JSON an answer, sealed and chained, so that a line changed or taken away shows.
+
+    {"line": 7, "time": …, "bundle": …, "images": […], "settings": {…}, "choice": "B", "options": {"A": 0.1, …},
+     "seconds": 3.2, "outcome": "answer", "previous": …, "seal": …}
+
+Beside FILE lie two more. FILE.key is made with the log and seals it: pixels are told by their HMAC-SHA256 under it (who
+has an image but not the key cannot look it up), and `seal` is the HMAC-SHA256 of the line before it. FILE.head says,
+sealed too, how many lines there are and what the last one is, or nothing would show that the last lines are missing.
+`previous` is the sha256 of the line before, newline left out.
+
+It shows changes to whoever keeps the key from those who could make them; who can write all three files can write a
+new log. Nothing in it comes from a question, from the model's text or from a file's name or header.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import hmac
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from .errors import InputError, MedVLMError
+from .file_lock import locked
+
+MAX_LINE_BYTES = 1 << 16
+_KEY_BYTES = 32
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What one line says of an answer.
+
+    time: in UTC, ISO 8601. bundle: the sha256 of its manifest. images: the keyed digest of each image's pixels.
+    seconds: from the question to the end. outcome: the answer's finish reason, or "stopped" where it was ended before
+    its end, or "failed"; then there is no choice.
+    """
+
+    time: str
+    bundle: str
+    images: tuple[str, ...]
+    settings: dict[str, Any]
+    choice: str | None
+    options: dict[str, float]
+    seconds: float
+    outcome: str
+
+
+@dataclass(frozen=True)
+class Head:
+    """How many lines the log has, and the sha256 of the last."""
+
+    lines: int
+    last: str
+
+
+EMPTY = Head(0, "0" * 64)
+
+
+class AuditLog:
+    """A log that may be appended to, by several processes in turn; made with its key where it does not exist.
+
+    Raises `InputError` where it is none, or does not end as its head says.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if not path.parent.is_dir():
+            raise InputError(f"{path.parent} is not a directory; create it before --audit")
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path} is not a file; give --audit another one")
+        with self._opened() as file:
+            self._key = _make_key(path) if _is_new(path, file) else read_key(key_path(path))
+            self._end(file)
+
+    def digest(self, size: tuple[int, int], pixels: bytes) -> str:
+        """The keyed digest of an image: its (width, height) and its pixels, row by row."""
+        return _keyed(self._key, repr(size).encode() + pixels)
+
+    def append(self, entry: Entry) -> None:
+        """Add a line and wait until the disk has it. Raises `MedVLMError` where it cannot be added whole."""
+        with self._opened() as file:
+            end = self._end(file)
+            body = {"line": end.lines + 1, **dataclasses.asdict(entry), "previous": end.last}
+            line = sealed(self._key, body)
+            _write_whole(file, line + b"\n")
+            self._write_head(Head(end.lines + 1, line_digest(line)))
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[BinaryIO]:
+        try:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o600)
+            with os.fdopen(descriptor, "rb+", buffering=0) as file, locked(file):
+                yield file
+        except OSError as error:
+            raise MedVLMError(f"cannot write the audit log {self.path}: {error.strerror or error}") from error
+
+    def _end(self, file: BinaryIO) -> Head:
+        """The log's end, which must be its head's. A line more is what a killed process leaves: it is whole."""
+        head = read_head(self.path, self._key) or EMPTY
+        last = _last_line(file)
+        body = None if last is None else unsealed(self._key, last)
+        if last is None and head == EMPTY:
+            return EMPTY
+        if last is not None and body is not None:
+            found = Head(body["line"], line_digest(last))
+            if found == head or (found.lines, body["previous"]) == (head.lines + 1, head.last):
+                return found
+        raise InputError(
+            f"{self.path} does not end as it was left; see medvlm audit verify, and give --audit a new file"
+        )
+
+    def _write_head(self, head: Head) -> None:
+        temporary = head_path(self.path).with_name(f"{self.path.name}.head.new")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(sealed(self._key, dataclasses.asdict(head)) + b"\n")
+            _flush(file)
+        temporary.replace(head_path(self.path))
+
+
+def key_path(log: Path) -> Path:
+    """Where the log's key lies."""
+    return log.with_name(f"{log.name}.key")
+
+
+def head_path(log: Path) -> Path:
+    """Where the log's head lies."""
+    return log.with_name(f"{log.name}.head")
+
+
+def read_key(path: Path) -> bytes:
+    """The key in a file. Raises `InputError`."""
+    try:
+        key = bytes.fromhex(path.read_text(encoding="ascii").strip())
+    except OSError as error:
+        raise InputError(f"cannot read the audit log's key {path}: {error.strerror}; put it back") from None
+    except ValueError:
+        raise InputError(f"{path} is not the key of an audit log; put the right one back") from None
+    if len(key) != _KEY_BYTES:
+        raise InputError(f"{path} is not the key of an audit log; put the right one back")
+    return key
+
+
+def read_head(log: Path, key: bytes) -> Head | None:
+    """The log's head; None where there is none, or one that the key did not seal. Raises OSError."""
+    try:
+        content = head_path(log).read_bytes()[:MAX_LINE_BYTES]
+    except FileNotFoundError:
+        return None
+    body = unsealed(key, content.removesuffix(b"\n"))
+    return Head(body["lines"], body["last"]) if body else None
+
+
+def sealed(key: bytes, body: dict[str, Any]) -> bytes:
+    """A line of JSON: `body`, and the seal of all that stands before the seal."""
+    text = json.dumps(body, allow_nan=False).encode()
+    return text[:-1] + b', "seal": "' + _keyed(key, text).encode() + b'"}'
+
+
+def unsealed(key: bytes, line: bytes) -> dict[str, Any] | None:
+    """What a line says without its seal; None where the seal is not the key's."""
+    text, found, seal = line.rpartition(b', "seal": "')
+    text += b"}"
+    if not found or not hmac.compare_digest(seal, _keyed(key, text).encode() + b'"}'):
+        return None
+    return json.loads(text)
+
+
+def line_digest(line: bytes) -> str:
+    """What the following line calls this one, which has no newline."""
+    return hashlib.sha256(line).hexdigest()
+
+
+def _is_new(path: Path, file: BinaryIO) -> bool:
+    return not file.seek(0, os.SEEK_END) and not key_path(path).exists() and not head_path(path).exists()
+
+
+def _make_key(path: Path) -> bytes:
+    key = secrets.token_bytes(_KEY_BYTES)
+    descriptor = os.open(key_path(path), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(key.hex().encode() + b"\n")
+        _flush(file)
+    return key
+
+
+def _last_line(file: BinaryIO) -> bytes | None:
+    """The last line without its newline; empty where it has none, None where the log is empty."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - MAX_LINE_BYTES))
+    tail = file.read(MAX_LINE_BYTES)
+    if not tail:
+        return None
+    return tail[:-1].rpartition(b"\n")[2] if tail.endswith(b"\n") else b""
+
+
+def _write_whole(file: BinaryIO, line: bytes) -> None:
+    """Append a line, or nothing of it: a full disk may take half a line, which would end the log for good."""
+    size = file.seek(0, os.SEEK_END)
+    try:
+        if file.write(line) != len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        _flush(file)
+    except OSError:
+        file.truncate(size)
+        raise
+
+
+def _flush(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _keyed(key: bytes, content: bytes) -> str:
+    return hmac.new(key, content, "sha256").hexdigest()
