@@ -19,6 +19,7 @@ from ..runtime.session import check_device
 
 try:
     from .calibration import Calibration, check_collection, collect, steps
+    from .carry_options import Carrying, carrying_options
     from .checkpoint import Checkpoint
     from .cli_options import DEFAULT_DATASET, Measuring, measuring_options, recipe_options
     from .convert import ObservePart, bundle_bytes, check_export, read_bytes, write_bundle
@@ -40,16 +41,33 @@ except ModuleNotFoundError as error:
 @click.argument("out", type=click.Path(path_type=Path))
 @recipe_options
 @measuring_options
+@carrying_options
 @click.option("--force", is_flag=True, help="Replace OUT where it is a bundle.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
-def main(checkpoint: Path, out: Path, recipe: Recipe, measuring: Measuring, force: bool, quiet: bool) -> None:
+def main(
+    checkpoint: Path, out: Path, recipe: Recipe, measuring: Measuring, carrying: Carrying, force: bool, quiet: bool
+) -> None:
     """Convert the Hugging Face CHECKPOINT of MedVLM-R1 or Qwen2-VL-2B to the ONNX bundle OUT.
 
     Needs neither torch nor transformers (but for --nf4: bitsandbytes and torch). OUT is written whole or not at all. A
-    calibration that is interrupted goes on where it was when the same command is given again.
+    calibration that is interrupted goes on where it was when the same command is given again. --kit packs the bundle
+    with all that it needs for a machine without internet.
     """
     opened = check_export(checkpoint, out, recipe, force=force)
     tried = _check(opened, out, recipe, measuring)
+    carrying.check(out, bundle_bytes(opened, recipe))
+    if carrying.kit and not quiet:
+        click.echo(f"Collecting the kit's wheels in {carrying.kit.parent} ...", err=True)
+    with carrying.carry(out) as kits:
+        _export(opened, out, recipe, measuring, tried, quiet=quiet)
+    for kit in kits if not quiet else ():
+        click.echo(f"{carrying.kit}: note the sha256 of its SHA256SUMS, {kit.digest}")
+
+
+def _export(
+    opened: Checkpoint, out: Path, recipe: Recipe, measuring: Measuring, tried: list[Tried], *, quiet: bool
+) -> None:
+    """Write the bundle, calibrated and measured as was asked for."""
     started = time.perf_counter()
     with contextlib.ExitStack() as stack:
         questions = _questions(stack, recipe, measuring)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
+from ..runtime.bundle import SIGNATURE
 from ..runtime.errors import CheckpointError, InputError, MedVLMError
 from ..runtime.manifest import MANIFEST
 from .config import read_json
@@ -47,7 +48,7 @@ def _check_replaceable(out: Path) -> None:
     files = manifest.get("files")
     if "format_version" not in manifest or not isinstance(files, dict):
         raise InputError(f"{out} exists and is not a bundle; --force replaces only bundles and empty directories")
-    foreign = sorted(path.name for path in out.iterdir() if path.name not in {MANIFEST, *files})
+    foreign = sorted(path.name for path in out.iterdir() if path.name not in {MANIFEST, SIGNATURE, *files})
     if foreign:
         raise InputError(f"{out} holds {foreign[0]}, which is no part of a bundle; move it before --force")
 
@@ -113,7 +114,9 @@ def _sibling(out: Path, suffix: str) -> Path:
 
 def _sync(directory: Path) -> None:
     """Flush every file to the disk, so that a power cut after the rename cannot leave an empty one."""
-    for path in directory.iterdir():
+    for path in directory.rglob("*"):
+        if path.is_dir():
+            continue
         # Windows flushes only files that are open for writing.
         with path.open("rb+") as file:
             os.fsync(file.fileno())

@@ -19,10 +19,12 @@ from .context import check_fit
 from .decoding import Decoding
 from .describe import describe
 from .dicom.view import View
-from .errors import InputError, plain
+from .errors import BundleError, InputError, plain
 from .images import load_image
+from .manifest import Manifest
 from .processor import Processor
 from .show import choice_line, show_stream, status, timing_line, vote_lines
+from .signing import signature_faults
 from .votes import check_votes, vote
 
 
@@ -99,19 +101,40 @@ def info(bundle: Path) -> None:
 
 @main.command()
 @BUNDLE
-def verify(bundle: Path) -> None:
-    """Hash every file of a bundle and name each that is missing, extra, changed or outside it."""
-    manifest = read_manifest(bundle)
+@click.option(
+    "--public-key", type=click.Path(path_type=Path), metavar="KEY", help="Check the signature with this PEM file too."
+)
+def verify(bundle: Path, public_key: Path | None) -> None:
+    """Hash every file of a bundle and name each that is missing, extra, changed or outside it.
+
+    The manifest says what the files should be. Only a signature says who wrote the manifest: with --public-key each
+    file, the manifest too, must be as it was signed.
+    """
+    # Before anything of the bundle is believed.
+    unsigned = signature_faults(bundle, public_key) if public_key else []
+    manifest = _manifest(bundle, unsigned)
     total = sum(entry.size for entry in manifest.files.values())
     with click.progressbar(
         length=total, label="Hashing", file=sys.stderr, show_pos=False, item_show_func=shown_item
     ) as bar:
-        faults = find_faults(bundle, manifest, hash_files=True, progress=lambda name, size: bar.update(size, name))
+        found = find_faults(bundle, manifest, hash_files=True, progress=lambda name, size: bar.update(size, name))
+    faults = [*unsigned, *found]
     for fault in faults:
         click.echo(plain(fault), err=True)
     if faults:
         sys.exit(1)
-    click.echo(f"{bundle}: {len(manifest.files)} files, {total / 1e9:.2f} GB, all as the manifest says")
+    signed = ", and as it was signed" if public_key else ""
+    click.echo(f"{bundle}: {len(manifest.files)} files, {total / 1e9:.2f} GB, all as the manifest says{signed}")
+
+
+def _manifest(bundle: Path, unsigned: list[str]) -> Manifest:
+    """The manifest of a bundle; where it cannot be read, what is wrong with the signature is still said."""
+    try:
+        return read_manifest(bundle)
+    except BundleError:
+        for fault in unsigned:
+            click.echo(plain(fault), err=True)
+        raise
 
 
 def _read_question(question: str) -> str:

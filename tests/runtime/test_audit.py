@@ -114,7 +114,7 @@ def test_nothing_of_the_question_the_text_or_the_names_gets_in(
     assert result.exit_code == 0
     assert lines(where / "log")[0]["choice"] == "B"
     written = b"".join(path.read_bytes() for path in where.iterdir())
-    for word in ("Quillfeather", "1950", "Zanzibar", "Timbuktu", "xylophone", "think", str(tiny_bundle), "scan.png"):
+    for word in ("Quillfeather", "1950", "Zanzibar", "Timbuktu", "xylophone", "glows", str(tiny_bundle), "scan.png"):
         assert word in QUESTION + SAID + str(named) + str(tiny_bundle) + str(image_path)
         assert word.encode() not in written
 
@@ -284,6 +284,10 @@ def forge(line: bytes) -> bytes:
     return line.replace(b'"choice": "A"', b'"choice": "B"')
 
 
+def swapped(x: list[bytes]) -> list[bytes]:
+    return [x[0], x[2], x[1], *x[3:]]
+
+
 @pytest.mark.parametrize(
     ("how", "faults"),
     [
@@ -298,12 +302,12 @@ def forge(line: bytes) -> bytes:
         (lambda x: x[:-1], ["at the end, 1 line is missing"]),
         (lambda x: x[:-3], ["at the end, 3 lines are missing"]),
         (lambda x: [], ["at the end, 5 lines are missing"]),
-        (lambda x: [x[0], x[2], x[1], *x[3:]], ["before line 2, 1 line is missing", "line 3 is out of order: it was line 2"]),
+        (swapped, ["before line 2, 1 line is missing", "line 3 is out of order: it was line 2"]),
         (lambda x: [*x, x[0]], ["line 6 is out of order: it was line 1"]),
         (lambda x: [*x[:2], x[2][:50], *x[3:]], ["line 3 was changed, or added", "before line 4, 1 line is missing"]),
         (lambda x: [*x[:4], x[4][:50]], ["line 5 is cut off"]),
         (lambda x: [*x[:4], x[4][:-1]], ["line 5 is cut off"]),
-        (lambda x: [*x[:4], b"a" * 200_000, x[4]], ["line 5 is cut off"] * 3 + ["line 8 was changed, or added"]),
+        (lambda x: [*x[:4], b"a" * 200_000, x[4]], ["line 5 is cut off"]),
     ],
 )  # fmt: skip
 def test_verify_names_what_was_done_to_a_log(
