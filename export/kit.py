@@ -68,7 +68,7 @@ class Kit:
     def add_bundle(self, bundle: Path) -> None:
         """Copy the bundle, and write all that speaks of it."""
         folder = self._folder
-        shutil.copytree(bundle, folder / "bundle")
+        shutil.copytree(bundle, folder / "bundle", copy_function=shutil.copyfile)
         manifest = read_manifest(folder / "bundle")
         unlisted = [name for name in (MANIFEST, SIGNATURE) if (folder / "bundle" / name).exists()]
         digests = {name: sha256(folder / "bundle" / name) for name in unlisted}

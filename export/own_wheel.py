@@ -24,13 +24,14 @@ _TIME = (1980, 1, 1, 0, 0, 0)
 def write_own_wheel(folder: Path) -> Path:
     """Write the wheel into `folder`; its path. Raises `InputError` where medvlm is not installed as files."""
     distribution = metadata.distribution(_NAME)
-    contents = {}
-    for file in distribution.files or ():
-        if ".." in file.parts or file.suffix == ".pyc" or (_is_info(file) and file.name in _ADDED):
-            continue
-        contents[file.as_posix()] = Path(str(file.locate())).read_bytes()
-    if "medvlm/runtime/__init__.py" not in contents:
+    own = [file for file in distribution.files or () if ".." not in file.parts and file.suffix != ".pyc"]
+    own = [file for file in own if not (_is_info(file) and file.name in _ADDED)]
+    if "medvlm/runtime/__init__.py" not in {file.as_posix() for file in own}:
         raise InputError("--kit packs the installed medvlm, and this one is editable or not installed; pip install it")
+    try:
+        contents = {file.as_posix(): Path(str(file.locate())).read_bytes() for file in own}
+    except OSError as error:
+        raise InputError(f"{error.filename} of the installed medvlm cannot be read; install it again") from None
     info = next(name for name in contents if name.endswith(".dist-info/METADATA")).removesuffix("METADATA")
     path = folder / f"{_NAME}-{distribution.version}-py3-none-any.whl"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as wheel:

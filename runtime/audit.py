@@ -104,7 +104,7 @@ class AuditLog:
         """The log's end, which must be its head's. A line more is what a killed process leaves: it is whole."""
         head = read_head(self.path, self._key) or EMPTY
         last = _last_line(file)
-        body = None if last is None else unsealed(self._key, last)
+        body = None if last is None else unsealed(self._key, last, "line")
         if last is None and head == EMPTY:
             return EMPTY
         if last is not None and body is not None:
@@ -122,6 +122,7 @@ class AuditLog:
             file.write(sealed(self._key, dataclasses.asdict(head)) + b"\n")
             _flush(file)
         temporary.replace(head_path(self.path))
+        _flush_folder(self.path.parent)
 
 
 def key_path(log: Path) -> Path:
@@ -153,7 +154,7 @@ def read_head(log: Path, key: bytes) -> Head | None:
         content = head_path(log).read_bytes()[:MAX_LINE_BYTES]
     except FileNotFoundError:
         return None
-    body = unsealed(key, content.removesuffix(b"\n"))
+    body = unsealed(key, content.removesuffix(b"\n"), "lines")
     return Head(body["lines"], body["last"]) if body else None
 
 
@@ -163,13 +164,17 @@ def sealed(key: bytes, body: dict[str, Any]) -> bytes:
     return text[:-1] + b', "seal": "' + _keyed(key, text).encode() + b'"}'
 
 
-def unsealed(key: bytes, line: bytes) -> dict[str, Any] | None:
-    """What a line says without its seal; None where the seal is not the key's."""
+def unsealed(key: bytes, line: bytes, field: str) -> dict[str, Any] | None:
+    """What a line says without its seal; None where the seal is not the key's, or the line has no such field.
+
+    The log's lines have a `line`, its head has `lines`: neither can be put in the other's place.
+    """
     text, found, seal = line.rpartition(b', "seal": "')
     text += b"}"
     if not found or not hmac.compare_digest(seal, _keyed(key, text).encode() + b'"}'):
         return None
-    return json.loads(text)
+    body = json.loads(text)
+    return body if field in body else None
 
 
 def line_digest(line: bytes) -> str:
@@ -187,6 +192,7 @@ def _make_key(path: Path) -> bytes:
     with os.fdopen(descriptor, "wb") as file:
         file.write(key.hex().encode() + b"\n")
         _flush(file)
+    _flush_folder(path.parent)
     return key
 
 
@@ -215,6 +221,16 @@ def _write_whole(file: BinaryIO, line: bytes) -> None:
 def _flush(file: Any) -> None:
     file.flush()
     os.fsync(file.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    """So that a power cut loses no new name either. Windows opens no folders, and needs none."""
+    if os.name != "nt":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _keyed(key: bytes, content: bytes) -> str:

@@ -7,6 +7,7 @@ from typing import BinaryIO
 
 from .audit import EMPTY, MAX_LINE_BYTES, Head, key_path, line_digest, read_head, read_key, unsealed
 from .errors import InputError
+from .file_lock import locked
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,12 @@ def verify_log(path: Path, key: Path | None = None) -> Verdict:
     """
     secret = read_key(key or key_path(path))
     try:
-        with path.open("rb") as file:
+        # The lock keeps others from adding a line between the last one that is read and the head.
+        with path.open("rb") as file, locked(file):
+            file.seek(0)
             chain = _Chain(secret)
             faults = [fault for line in _lines(file) for fault in chain.follow(line)]
-        head = read_head(path, secret)
+            head = read_head(path, secret)
     except OSError as error:
         raise InputError(f"cannot read the audit log {path}: {error.strerror}") from None
     return Verdict((*faults, *_end_faults(head, chain)), chain.end)
@@ -47,7 +50,7 @@ class _Chain:
         """What is wrong with the next line, which ends with its newline."""
         self.read += 1
         content = line.removesuffix(b"\n")
-        body = unsealed(self._key, content)
+        body = unsealed(self._key, content, "line")
         if body is None or content == line:
             self.broken += 1
             yield f"line {self.read} {'was changed, or added' if content != line else 'is cut off'}"

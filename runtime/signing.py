@@ -18,6 +18,8 @@ from .errors import BundleError, InputError, MedVLMError
 if TYPE_CHECKING:
     from model_signing.signing import Config
 
+# A bundle's has some kilobytes.
+_MAX_SIGNATURE_BYTES = 1 << 20
 _NEW_KEY = "openssl ecparam -name prime256v1 -genkey -noout -out KEY makes one"
 
 
@@ -55,12 +57,15 @@ def signature_faults(directory: Path, public_key: Path) -> list[str]:
             f"{public_key} is no public key for signatures; openssl ec -in KEY -pubout writes that of KEY"
         ) from None
     shared = _shared_files(directory)
-    if not os.path.lexists(directory / SIGNATURE):
+    signature = directory / SIGNATURE
+    if not signature.is_file() or signature.is_symlink():
         return [*shared, f"there is no {SIGNATURE}: the bundle was not signed, or its signature was removed"]
+    if signature.stat().st_size > _MAX_SIGNATURE_BYTES:
+        return [*shared, f"{SIGNATURE} is too large for a signature"]
     try:
         # A warning about older signatures goes to standard output.
         with contextlib.redirect_stdout(io.StringIO()):
-            config.verify(directory.resolve(), directory / SIGNATURE)
+            config.verify(directory.resolve(), signature)
     except Exception as error:  # noqa: BLE001 - as above, and pydantic's for a file of another form
         return [*shared, _fault(error)]
     return shared
