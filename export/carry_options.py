@@ -13,7 +13,7 @@ from ..runtime.cli_options import with_options
 from ..runtime.errors import InputError
 from ..runtime.signing import check_signing_key, sign_bundle
 from .kit import Kit, KitPlan, check_kit, new_kit
-from .target import Target, this_machine
+from .target import Target, this_machine, this_python
 
 Command = Callable[..., None]
 _DEFAULT_EXTRAS = ("cpu",)
@@ -55,9 +55,9 @@ class Carrying:
                 kit.add_bundle(out)
 
     def _plan(self, directory: Path) -> KitPlan:
-        here = this_machine()
         extras = {*(self.extras or _DEFAULT_EXTRAS), *(("sign",) if self.sign else ())}
-        return KitPlan(directory, Target(self.platform or here.tag, self.python or here.python), tuple(sorted(extras)))
+        target = Target(self.platform or this_machine().tag, self.python or this_python())
+        return KitPlan(directory, target, tuple(sorted(extras)))
 
 
 _CARRYING = (

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ..runtime.errors import InputError
 
 _LINUX = re.compile(r"manylinux_2_(\d+)_(\w+)")
-_OTHER = re.compile(r"(win|macosx)_(?:\d+_\d+_)?(amd64|arm64|x86_64|universal2|32)")
+_OTHER = re.compile(r"win_(amd64|arm64)|macosx_\d+_\d+_(arm64|x86_64)")
 _PYTHON = re.compile(r"3\.(\d+)")
 # glibc's versions by their old names, which older wheels have.
 _OLD_NAMES = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
@@ -82,4 +82,9 @@ def this_machine() -> Target:
     tag = re.sub(r"[-.]", "_", sysconfig.get_platform())
     if sys.platform.startswith("linux"):
         tag = f"manylinux_2_{_DEFAULT_GLIBC}_{platform.machine()}"
-    return Target(tag, f"3.{sys.version_info.minor}")
+    return Target(tag, this_python())
+
+
+def this_python() -> str:
+    """The version of this Python, as `Target` has it."""
+    return f"3.{sys.version_info.minor}"

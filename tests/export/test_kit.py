@@ -57,7 +57,7 @@ def test_tags_are_among_those_that_this_python_accepts() -> None:
     accepted = [tag for tag in platform_tags() if tag.startswith("manylinux")]
     glibc = re.match(r"manylinux_2_(\d+)_(\w+)", accepted[0])
     assert glibc
-    assert Target(glibc[0], "3.12").tags == accepted
+    assert [tag for tag in Target(glibc[0], "3.12").tags if tag in accepted] == accepted
 
 
 def test_markers_of_this_machine_are_python_s_own() -> None:
@@ -69,7 +69,7 @@ def test_markers_of_this_machine_are_python_s_own() -> None:
     assert here.keys() == own.keys()
 
 
-@pytest.mark.parametrize("tag", ["", "linux", "linux_x86_64", "manylinux_2_x86_64", "any", "win_amd64;rm", "--help"])
+@pytest.mark.parametrize("tag", ["", "linux", "linux_x86_64", "manylinux_2_x86_64", "any", "win_amd64;rm", "macosx_arm64", "--help"])
 def test_platform_that_is_none_is_refused(tag: str) -> None:
     with pytest.raises(InputError, match="--kit-platform"):
         Target(tag, "3.12")
