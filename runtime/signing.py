@@ -8,6 +8,7 @@ keys is used, which needs no service: `model_signing verify key` of that package
 import contextlib
 import io
 import os
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -16,10 +17,17 @@ from .bundle import SIGNATURE
 from .errors import BundleError, InputError, MedVLMError
 
 if TYPE_CHECKING:
+    from model_signing.hashing import Config as HashingConfig
     from model_signing.signing import Config
 
 # A bundle's has some kilobytes.
 _MAX_SIGNATURE_BYTES = 1 << 20
+# How the package lists what differs.
+_DIFFERENCES = {
+    "changed": re.compile(r"Hash mismatch for \\*'([^'\\]+)\\*': Expected"),
+    "added": re.compile(r"Extra files found in model \\*'[^']*': ([^\"'\]]+)"),
+    "missing": re.compile(r"Missing files in model \\*'[^']*': ([^\"'\]]+)"),
+}
 _NEW_KEY = "openssl ecparam -name prime256v1 -genkey -noout -out KEY makes one"
 
 
@@ -49,7 +57,7 @@ def signature_faults(directory: Path, public_key: Path) -> list[str]:
     """
     verifying = _import("verifying")
     try:
-        config = verifying.Config().use_elliptic_key_verifier(public_key=public_key)
+        config = verifying.Config().use_elliptic_key_verifier(public_key=public_key).set_hashing_config(_files())
     except OSError as error:
         raise InputError(f"cannot read the public key {public_key}: {error.strerror}") from None
     except Exception:  # noqa: BLE001 - cryptography raises several kinds without a common base
@@ -71,10 +79,16 @@ def signature_faults(directory: Path, public_key: Path) -> list[str]:
     return shared
 
 
+def _files() -> "HashingConfig":
+    """All files, those of git too, which the package leaves out by default."""
+    return _import("hashing").Config().set_ignored_paths(paths=[SIGNATURE], ignore_git_paths=False)
+
+
 def _fault(error: Exception) -> str:
     text = " ".join(str(error).split())
     if text.startswith("Signature mismatch: "):
-        return f"the files are not those that were signed: {text.removeprefix('Signature mismatch: ')}"
+        found = [f"{name} {what}" for what, pattern in _DIFFERENCES.items() for name in pattern.findall(text)]
+        return f"the files are not those that were signed: {'; '.join(found) or text}"
     if text.startswith("Cannot use"):
         return f"the files are not those that were signed: {text}"
     return f"{SIGNATURE} was not made with this key, or was changed ({text[:200] or type(error).__name__})"
@@ -90,15 +104,13 @@ def _shared_files(directory: Path) -> list[str]:
 
 
 def _signer(key: Path) -> "Config":
-    signing, hashing = _import("signing"), _import("hashing")
-    # Files that git keeps are signed as well: the package leaves them out by default.
-    files = hashing.Config().set_ignored_paths(paths=[SIGNATURE], ignore_git_paths=False)
+    signing = _import("signing")
     try:
-        return signing.Config().use_elliptic_key_signer(private_key=key).set_hashing_config(files)
+        return signing.Config().use_elliptic_key_signer(private_key=key).set_hashing_config(_files())
     except OSError as error:
         raise InputError(f"cannot read the private key {key}: {error.strerror}; {_NEW_KEY}") from None
     except Exception as error:  # noqa: BLE001 - cryptography raises several kinds without a common base
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split()).partition(". ")[0][:200]
         raise InputError(f"{key} cannot sign ({reason}); {_NEW_KEY}") from None
 
 

@@ -282,3 +282,11 @@ def test_without_the_extra_one_line_says_what_to_install(
     result = verify(bundle, keys.public)
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr == "Error: model_signing.hashing is not installed; pip install 'medvlm[sign]'\n"
+
+
+def test_what_differs_is_named(signed: Path, keys: Keys) -> None:
+    (signed / "tokenizer.json").rename(signed / "other.json")
+    change(signed)
+    assert signature_faults(signed, keys.public) == [
+        f"{NOT_SIGNED}: decoder.onnx.data changed; other.json added; tokenizer.json missing"
+    ]
