@@ -69,7 +69,9 @@ def test_markers_of_this_machine_are_python_s_own() -> None:
     assert here.keys() == own.keys()
 
 
-@pytest.mark.parametrize("tag", ["", "linux", "linux_x86_64", "manylinux_2_x86_64", "any", "win_amd64;rm", "macosx_arm64", "--help"])
+@pytest.mark.parametrize(
+    "tag", ["", "linux", "linux_x86_64", "manylinux_2_x86_64", "any", "win_amd64;rm", "macosx_arm64", "--help"]
+)
 def test_platform_that_is_none_is_refused(tag: str) -> None:
     with pytest.raises(InputError, match="--kit-platform"):
         Target(tag, "3.12")
