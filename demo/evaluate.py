@@ -10,7 +10,7 @@ from PIL import Image
 from ..runtime.decoding import Decoding
 from ..runtime.model import MedVLM
 from ..runtime.result import Answer
-from ..runtime.statistics import mcnemar_exact
+from ..runtime.statistics import majority_share, mcnemar_exact
 from .dataset import Item
 from .grading import Grade, grade
 
@@ -84,5 +84,4 @@ def chance(items: Sequence[Item]) -> float:
 
 def majority(items: Sequence[Item]) -> float:
     """The accuracy of always giving the letter that is right most often."""
-    letters = [item.question.solution for item in items]
-    return max(letters.count(letter) for letter in set(letters)) / len(letters)
+    return majority_share([item.question.solution for item in items])

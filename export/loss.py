@@ -10,10 +10,11 @@ from pathlib import Path
 from ..runtime.compare import carry_out, plan
 from ..runtime.comparison import Comparison
 from ..runtime.dataset import DatasetItem
+from ..runtime.interrupts import terminate_as_interrupt
 from ..runtime.manifest import MANIFEST, Manifest
 from .checkpoint import Checkpoint
 from .convert import bundle_bytes, write_bundle
-from .output import check_space, terminate_as_interrupt
+from .output import check_space
 from .recipe import make_recipe
 from .samples import ANSWERING
 

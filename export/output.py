@@ -4,14 +4,12 @@ import contextlib
 import os
 import secrets
 import shutil
-import signal
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 
 from ..runtime.bundle import SIGNATURE
 from ..runtime.errors import CheckpointError, InputError, MedVLMError
+from ..runtime.interrupts import terminate_as_interrupt
 from ..runtime.manifest import MANIFEST
 from .config import read_json
 
@@ -120,27 +118,3 @@ def _sync(directory: Path) -> None:
         # Windows flushes only files that are open for writing.
         with path.open("rb+") as file:
             os.fsync(file.fileno())
-
-
-@contextlib.contextmanager
-def terminate_as_interrupt() -> Iterator[None]:
-    """While it lasts, SIGTERM and a closed terminal end the work as Ctrl-C does: what was written is removed.
-
-    Signals that the program ignores (nohup) or handles itself stay as they are.
-    """
-
-    def interrupt(_signal: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    taken = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
-    for number in taken:
-        signal.signal(number, interrupt)
-    try:
-        yield
-    finally:
-        for number in taken:
-            signal.signal(number, signal.SIG_DFL)

@@ -1,11 +1,11 @@
 """Reports as files: what can be said about their paths beforehand, and writing them whole or not at all."""
 
 import os
-import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..runtime.errors import InputError, MedVLMError
+from ..runtime.errors import InputError
+from ..runtime.files import write_whole
 from .report import Report, Tried, read_tried
 from .report_html import render_html
 from .report_plots import check_plotting
@@ -55,25 +55,10 @@ def write_report(path: Path, report: Report, tried: Sequence[Tried] = ()) -> lis
     if path.suffix.lower() == ".html":
         texts.append(render_html(report, tried))
     for target, text in zip(_targets(path), texts, strict=True):
-        _write_whole(target, text)
+        write_whole(target, text)
     return _targets(path)
 
 
 def _targets(path: Path) -> list[Path]:
     """The JSON file, and the page where there is one."""
     return [path] if path.suffix.lower() == ".json" else [path.with_suffix(".json"), path]
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write a temporary sibling that takes the place of `path`, so that no half a file is ever there."""
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    try:
-        with partial.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise MedVLMError(f"could not write {path}: {error.strerror or error}") from error
-    finally:
-        partial.unlink(missing_ok=True)

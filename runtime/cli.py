@@ -1,4 +1,4 @@
-"""The `medvlm` command: ask, audit, chat, compare, info, verify."""
+"""The `medvlm` command: ask, audit, batch, chat, compare, eval, info, verify."""
 
 import dataclasses
 import io
@@ -20,6 +20,8 @@ from .decoding import Decoding
 from .describe import describe
 from .dicom.view import View
 from .errors import BundleError, InputError, plain
+from .evaluation.batch_cli import batch
+from .evaluation.cli import evaluate
 from .images import load_image
 from .manifest import Manifest
 from .processor import Processor
@@ -38,8 +40,10 @@ def main() -> None:
 
 
 main.add_command(audit)
+main.add_command(batch)
 main.add_command(chat)
 main.add_command(compare)
+main.add_command(evaluate)
 
 
 @main.command()

@@ -1,6 +1,8 @@
-"""Figures that compare two models: how far their distributions lie apart, and whether a difference may be chance."""
+"""How far two distributions lie apart, how sure a share is, and whether a difference may be chance."""
 
 import math
+from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +34,33 @@ def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     """The logarithms of the probabilities [vocab_size]; the largest is taken off first, so that nothing overflows."""
     shifted = logits.astype(np.float64) - np.float64(logits.max())
     return shifted - np.log(np.sum(np.exp(shifted)))
+
+
+# The quantile of the normal distribution that leaves 2.5 % above it.
+_TWO_SIDED_95 = 1.959963984540054
+
+
+def wilson_interval(successes: int, trials: int, z: float = _TWO_SIDED_95) -> tuple[float, float]:
+    """The shares, 0 to 1, between which the true one lies with 95 % confidence, by Wilson's score interval.
+
+    They are the two p for which the share that was seen is z standard errors sqrt(p (1 - p) / trials) away; unlike the
+    textbook's interval it holds for few trials and for shares of 0 and 1, and never leaves 0 to 1. (Wilson, 1927)
+    Raises `ValueError` where there were no trials, or more successes than trials.
+    """
+    if not 0 <= successes <= trials or trials == 0:
+        raise ValueError(f"{successes} of {trials} is no share")
+    share, spread = successes / trials, z * z / trials
+    middle = share + spread / 2
+    half = z * math.sqrt(share * (1 - share) / trials + spread / (4 * trials))
+    # At its ends rounding may leave something beyond 0 or 1, where the bounds are 0 and 1 exactly.
+    low = 0.0 if successes == 0 else (middle - half) / (1 + spread)
+    high = 1.0 if successes == trials else (middle + half) / (1 + spread)
+    return low, high
+
+
+def majority_share(letters: Sequence[str]) -> float:
+    """The share, 0 to 1, of the commonest letter: the accuracy of always giving it. letters: at least one."""
+    return Counter(letters).most_common(1)[0][1] / len(letters)
 
 
 def mcnemar_exact(lost: int, won: int) -> float:

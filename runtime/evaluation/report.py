@@ -1,0 +1,149 @@
+"""An evaluation as one HTML page that opens offline: no scripts, nothing that is fetched, images inside."""
+
+import base64
+import importlib.util
+import io
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from ..bundle import Bundle
+from ..dataset import DatasetItem
+from ..errors import InputError, MedVLMError, plain
+from ..files import write_whole
+from ..images import load_image
+from ..prompt import parse_options
+from ..show import harmless
+from .outcome import Outcome
+from .score import PUBLISHED, Score, is_the_papers
+from .table import percent, share_text
+
+TEMPLATE = "report.html.jinja"
+
+# The longer side of a picture in pixels, and JPEG's quality: some 10 kB each.
+_SIDE, _QUALITY = 320, 80
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """A wrong answer. pictures: data URIs, None of an image that cannot be shown. words: what the model wrote."""
+
+    index: int
+    images: tuple[str, ...]
+    pictures: tuple[str | None, ...]
+    subset: str | None
+    problem: str
+    solution: str
+    choice: str
+    note: str
+    words: str
+
+
+def check_report(path: Path) -> None:
+    """Raise `InputError` where `write_report` could not write, as far as that is known before there is anything."""
+    if importlib.util.find_spec("jinja2") is None:
+        raise InputError("jinja2 is not installed, which --report needs; pip install 'medvlm[report]'")
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"{path.name} is no name for a report; give one that ends in .html")
+    if path.is_dir():
+        raise InputError(f"{path} is a directory; choose another name for the report")
+    if not path.parent.is_dir():
+        raise InputError(f"{path.parent} is not a directory; create it first, or choose another place for the report")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise InputError(f"{path.parent} is not writable; choose another place for the report")
+
+
+def write_report(
+    path: Path,
+    bundle: Bundle,
+    dataset: Path,
+    items: Sequence[DatasetItem],
+    outcomes: Mapping[str, Outcome],
+    scores: Sequence[Score],
+) -> None:
+    """Write the page, whole or not at all. Raises `MedVLMError` where it cannot be written."""
+    write_whole(path, render_report(bundle, dataset, items, outcomes, scores))
+
+
+def render_report(
+    bundle: Bundle,
+    dataset: Path,
+    items: Sequence[DatasetItem],
+    outcomes: Mapping[str, Outcome],
+    scores: Sequence[Score],
+) -> str:
+    """The page: the scores, each answer that is wrong by the strict rule, and the errors.
+
+    The same outcomes give the same page. Every text in it that is not the project's own is escaped.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"percent": percent, "share": share_text}
+    pairs = [(item, outcomes[str(item.index)]) for item in items if str(item.index) in outcomes]
+    page = environment.get_template(TEMPLATE).render(
+        source=bundle.manifest.source.name,
+        recipe=bundle.manifest.recipe.get("name", ""),
+        dataset=plain(dataset.name),
+        scores=scores,
+        total=scores[-1],
+        published=PUBLISHED if is_the_papers(items) else None,
+        wrong=(_wrong(item, outcome) for item, outcome in pairs if _is_wrong(item, outcome)),
+        errors=[(item.index, outcome.error) for item, outcome in pairs if outcome.error is not None],
+    )
+    # The model may write control characters, and HTML has none.
+    return harmless(page)
+
+
+def _is_wrong(item: DatasetItem, outcome: Outcome) -> bool:
+    return outcome.error is None and outcome.strict_choice != item.solution
+
+
+def _wrong(item: DatasetItem, outcome: Outcome) -> Wrong:
+    options = parse_options(item.problem)
+    return Wrong(
+        index=item.index,
+        images=tuple(plain(path.name) for path in item.images),
+        pictures=tuple(map(picture, item.images)),
+        subset=item.subset,
+        problem=item.problem,
+        solution=f"{item.solution}) {options[item.solution]}",
+        choice=f"{outcome.strict_choice}) {options.get(outcome.strict_choice, '')}"
+        if outcome.strict_choice
+        else "no letter",
+        note=_note(item, outcome),
+        words=(outcome.reasoning or outcome.text).strip(),
+    )
+
+
+def _note(item: DatasetItem, outcome: Outcome) -> str:
+    """What else a reader should know of the answer."""
+    notes = [*outcome.flags, *outcome.notes]
+    if outcome.choice == item.solution:
+        notes.insert(0, "right as a person reads it: the form is wrong, not the letter")
+    elif outcome.choice != outcome.strict_choice:
+        notes.insert(0, f"as a person reads it: {outcome.choice or 'no letter'}")
+    return "; ".join(notes)
+
+
+def picture(path: Path) -> str | None:
+    """An image scaled down, as a data URI; None where it can no longer be read."""
+    try:
+        pixels = load_image(path).pixels.copy()
+    except MedVLMError:
+        return None
+    pixels.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+    encoded = io.BytesIO()
+    # Encoded anew: nothing of the file but its pixels is taken over.
+    pixels.save(encoded, "JPEG", quality=_QUALITY, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(encoded.getvalue()).decode("ascii")

@@ -1,0 +1,203 @@
+"""A results file: a line that says what its answers are of, then a line an answer, on the disk before the next one.
+
+It may be cut anywhere: what was being written when the process was killed is dropped when the file is opened again.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError, MedVLMError, plain
+from .outcome import Outcome
+
+try:
+    import fcntl
+except ImportError:  # Windows, where nothing keeps two processes from one file.
+    fcntl = None
+
+FORMAT = 1
+_MARK = "medvlm_results"
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the answers of a file are of: only those of equal headers may stand in one.
+
+    kind: the command. bundle: the sha256 of its manifest, which holds those of its files. questions: the sha256 of the
+    dataset's file, or of the question. images: the folder that their names start from. settings: whatever else
+    decides what is answered.
+    """
+
+    kind: str
+    bundle: str
+    questions: str
+    images: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def to_line(self) -> bytes:
+        """The file's first line."""
+        made = {_MARK: FORMAT, "created_by": f"medvlm {metadata.version('medvlm')}"}
+        return _line({**made, **asdict(self)})
+
+    def difference(self, line: Mapping[str, Any]) -> str | None:
+        """What the answers of a file with the first line `line` are of instead; None where all is equal."""
+        # As JSON, which has no tuples.
+        own = json.loads(self.to_line())
+        if line.get("kind") != self.kind:
+            return f"of medvlm {plain(str(line.get('kind')))}"
+        if line.get("bundle") != self.bundle:
+            return "of another bundle"
+        if line.get("questions") != self.questions:
+            return "to other questions"
+        if line.get("images") != self.images:
+            return f"about images in {plain(str(line.get('images')))}"
+        other = line.get("settings")
+        if other == own["settings"]:
+            return None
+        return f"with other settings ({_differing(other if isinstance(other, dict) else {}, own['settings'])})"
+
+
+def _differing(other: Mapping[str, Any], own: Mapping[str, Any]) -> str:
+    names = [name for name in (*own, *other) if own.get(name) != other.get(name)]
+    return ", ".join(f"{plain(name)} {plain(str(other.get(name)))}" for name in dict.fromkeys(names))
+
+
+class Results:
+    """An open results file: what was answered before, and where the next line goes. `open_results` makes one."""
+
+    def __init__(self, path: Path, file: Any, size: int, outcomes: dict[str, Outcome]) -> None:
+        self.path, self.outcomes = path, outcomes
+        self._file, self._size = file, size
+
+    def append(self, outcome: Outcome, about: Mapping[str, Any] | None = None) -> None:
+        """Write a line and wait until it is on the disk. about: what else the line should say.
+
+        Raises `MedVLMError` where it cannot be written; the lines before it stay whole.
+        """
+        if outcome.key in self.outcomes:
+            raise ValueError(f"{outcome.key} has been answered")
+        self._write(_line({"key": outcome.key, **(about or {}), **outcome.to_line()}))
+        self.outcomes[outcome.key] = outcome
+
+    def _write(self, line: bytes) -> None:
+        rest = memoryview(line)
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            # A part of the line may be there.
+            with contextlib.suppress(OSError):
+                self._file.truncate(self._size)
+            raise MedVLMError(
+                f"{self.path} cannot be written ({error.strerror}); make room and give the same command again: "
+                f"its {len(self.outcomes)} answers are kept"
+            ) from None
+        self._size += len(line)
+
+
+@contextlib.contextmanager
+def open_results(path: Path, header: Header) -> Iterator[Results]:
+    """Make a results file, or go on with one of the same header; nobody else may write it meanwhile.
+
+    Raises `InputError` where the file is something else, of something else, damaged, in use or not to be opened.
+    """
+    with _opened(path) as file:
+        _lock(file, path)
+        content = file.read()
+        first = header.to_line()
+        if first.startswith(content):
+            # New, or cut within its first line.
+            file.truncate(0)
+            results = Results(path, file, 0, {})
+            results._write(first)
+            _sync_folder(path.parent)
+        else:
+            outcomes, size = _read(content, path, header)
+            file.truncate(size)
+            results = Results(path, file, size, outcomes)
+        yield results
+
+
+def _opened(path: Path) -> Any:
+    if not path.parent.is_dir():
+        raise InputError(f"{path.parent} is not a directory; create it first, or choose another place for --out")
+    if os.path.lexists(path) and not path.is_file():
+        raise InputError(f"{path} is not a file; choose another name for --out")
+    try:
+        # Unbuffered, and each write goes to the end.
+        return path.open("a+b", buffering=0)
+    except OSError as error:
+        raise InputError(f"{path} cannot be opened ({error.strerror}); choose another place for --out") from None
+
+
+def _lock(file: Any, path: Path) -> None:
+    """Keep the file for this process until it is closed, or the process ends in whatever way."""
+    if fcntl is not None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"{path} is being written by another process; wait for it, or give another --out"
+            ) from None
+        except OSError:
+            # A file system without locks.
+            pass
+    file.seek(0)
+
+
+def _read(content: bytes, path: Path, header: Header) -> tuple[dict[str, Outcome], int]:
+    """The outcomes in a file, and how many of its bytes are whole lines of them."""
+    # What follows the last end of a line was being written.
+    *lines, _ = content.split(b"\n")
+    first = _object(lines[0]) if lines else None
+    if first is None or _MARK not in first:
+        raise InputError(f"{path} exists and holds no results of medvlm; choose another --out")
+    if first[_MARK] != FORMAT:
+        raise InputError(f"{path} has the format {first[_MARK]} and this medvlm writes {FORMAT}; choose another --out")
+    if difference := header.difference(first):
+        raise InputError(f"{path} holds answers {difference}; give another --out, or what it was made with")
+    if len(lines) > 1 and _object(lines[-1]) is None:
+        # A power cut may leave blocks of a line empty, and its end written.
+        lines.pop()
+    return _outcomes(lines[1:], path), sum(len(line) + 1 for line in lines)
+
+
+def _outcomes(lines: list[bytes], path: Path) -> dict[str, Outcome]:
+    outcomes: dict[str, Outcome] = {}
+    for number, line in enumerate(lines, start=2):
+        try:
+            outcome = Outcome.of_line(_object(line) or {})
+        except ValueError as error:
+            raise InputError(f"line {number} of {path} is damaged ({error}); give another --out") from None
+        if outcome.key in outcomes:
+            raise InputError(f"line {number} of {path} answers {plain(outcome.key)} again; give another --out")
+        outcomes[outcome.key] = outcome
+    return outcomes
+
+
+def _object(line: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _line(fields: Mapping[str, Any]) -> bytes:
+    return json.dumps(fields).encode() + b"\n"
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a new file's name outlast a power cut, where folders can be synced."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,141 @@
+"""Ray's engine: how many actors fit, and a run of which one actor is killed in the middle."""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from medvlm.demo.dataset import Item
+from medvlm.demo.saved import save_dataset
+from medvlm.runtime import InputError
+from medvlm.runtime.cli import main
+from medvlm.runtime.evaluation.ray_engine import fit_actors
+
+GB = 1_000_000_000
+
+
+def node(cpus: int, gigabytes: float) -> dict[str, float]:
+    return {"CPU": cpus, "memory": gigabytes * GB}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "threads", "actors", "expected"),
+    [
+        # Four threads each, as long as CPUs last; then as long as memory does.
+        ([node(16, 100)], None, None, (4, 4)),
+        ([node(16, 10)], None, None, (4, 2)),
+        ([node(2, 100)], None, None, (2, 1)),
+        ([node(2, 100)], 1, None, (1, 2)),
+        # No actor reaches over two machines.
+        ([node(6, 100), node(6, 100)], None, None, (4, 2)),
+        ([node(8, 100), node(4, 2)], None, None, (4, 2)),
+        # What is asked for.
+        ([node(2, 100)], None, 2, (1, 2)),
+        ([node(16, 100)], None, 3, (4, 3)),
+        ([node(16, 100)], 8, 2, (8, 2)),
+    ],
+)
+def test_as_many_actors_as_fit(
+    nodes: list[dict[str, float]], threads: int | None, actors: int | None, expected: tuple[int, int]
+) -> None:
+    assert fit_actors(nodes, threads, 4 * GB, actors) == expected
+
+
+@pytest.mark.parametrize(
+    ("nodes", "threads", "actors"),
+    [([node(2, 100)], 4, None), ([node(8, 1)], None, None), ([node(2, 100)], None, 3), ([node(0, 100)], None, None)],
+)
+def test_what_does_not_fit_is_refused(nodes: list[dict[str, float]], threads: int | None, actors: int | None) -> None:
+    with pytest.raises(InputError):
+        fit_actors(nodes, threads, 4 * GB, actors)
+
+
+def test_without_ray_one_line_says_what_to_install(
+    tiny_bundle: Path, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "ray" else find(name, *rest))
+    words = ["eval", str(tiny_bundle), str(tiny_dataset), "--out", str(tmp_path / "results.jsonl"), "--engine", "ray"]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 2
+    assert result.stderr == "Error: Ray Data is not installed; pip install 'medvlm[ray]', or leave --engine out\n"
+    assert not (tmp_path / "results.jsonl").exists()
+
+
+def children(pid: int) -> Iterator[int]:
+    """The process's children, their children, and so on."""
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in task.read_text().split():
+            yield int(child)
+            yield from children(int(child))
+
+
+def actors_of(pid: int) -> list[int]:
+    """The actors that hold a model."""
+    found = []
+    for child in children(pid):
+        try:
+            title = Path(f"/proc/{child}/cmdline").read_bytes()
+        except OSError:
+            continue
+        found += [child] if b"Answerer" in title else []
+    return found
+
+
+def lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def wait_for_lines(path: Path, number: int, process: subprocess.Popen[str]) -> None:
+    started = time.monotonic()
+    while lines(path) < number:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() - started < 120
+        time.sleep(0.02)
+
+
+def test_actor_that_is_killed_loses_no_question_and_repeats_none(
+    demo_bundle: Path, demo_items: list[Item], tmp_path: Path
+) -> None:
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip("needs ray, which is not installed (extra: ray)")
+    if not sys.platform.startswith("linux"):
+        pytest.skip("needs /proc to find the actors")
+    save_dataset(tmp_path, demo_items[:40])
+    out = tmp_path / "results.jsonl"
+    words = ["eval", demo_bundle, tmp_path / "dataset.json", "--out", out, "--threads", "1"]
+    # Begun here, without Ray.
+    begun = CliRunner().invoke(main, [*map(str, words), "--questions", "3"])
+    assert begun.exit_code == 0
+    before = out.read_bytes()
+    command = [sys.executable, "-c", "from medvlm.runtime.cli import main; main()", *map(str, words)]
+    process = subprocess.Popen(
+        [*command, "--engine", "ray", "--actors", "2"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+    )
+    try:
+        wait_for_lines(out, 10, process)
+        actors = actors_of(process.pid)
+        assert len(actors) == 2
+        os.kill(actors[0], signal.SIGKILL)
+        stdout, stderr = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert (process.returncode, stderr) == (0, "Evaluating, 3 done before\n")
+    content = out.read_bytes()
+    assert content.startswith(before)
+    assert content.endswith(b"\n")
+    answers = [json.loads(line) for line in content.splitlines()[1:]]
+    assert sorted(int(answer["key"]) for answer in answers) == list(range(40))
+    assert [answer["error"] for answer in answers] == [None] * 40
+    (total,) = [line.split() for line in stdout.splitlines() if line.startswith("all ")]
+    assert total[1:3] == ["40", "0"]
