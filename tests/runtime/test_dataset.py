@@ -139,3 +139,68 @@ def test_entry_that_cannot_be_asked_is_named(folder: Path, change: dict[str, Any
 @pytest.mark.parametrize("entry", [None, 7, "text", [ENTRY]])
 def test_entry_that_is_no_object_is_named(folder: Path, entry: Any) -> None:
     assert refusal(write(folder, [ENTRY, entry])).startswith("dataset.json[1] is not an object")
+
+
+# JSON lines and tables
+
+
+def saved(folder: Path, name: str, text: str, encoding: str = "utf-8") -> Path:
+    path = folder / name
+    path.write_text(text, encoding=encoding, newline="")
+    return path
+
+
+def test_json_lines_are_read_blank_ones_left_out(folder: Path) -> None:
+    # JSON may hold what Python takes for the end of a line.
+    odd = json.dumps({**ENTRY, "subset": "a\u2028b"}, ensure_ascii=False)
+    for name in ("own.jsonl", "own.NDJSON"):
+        items = read_dataset(saved(folder, name, f"{json.dumps(ENTRY)}\r\n\n{odd}"))
+        assert [(item.index, item.solution, item.subset) for item in items] == [(0, "B", None), (1, "B", "a\u2028b")]
+
+
+def test_table_is_read_as_the_json_list_is(folder: Path) -> None:
+    Image.new("L", (56, 56)).save(folder / "after.png")
+    table = (
+        "solution,image,problem,options,subset,unused\r\n"
+        'B,scan.png,"Which is it?\nA) MRI\nB) CT",,,x\r\n'
+        'B, scan.png | after.png ,"Which, ""now""? A) MRI B) CT",MRI|CT,MR,\r\n'
+    )
+    one, two = read_dataset(saved(folder, "own.csv", table, "utf-8-sig"))
+    assert one == DatasetItem(0, (folder / "scan.png",), PROBLEM, "B", (), None)
+    pictures = (folder / "scan.png", folder / "after.png")
+    assert two == DatasetItem(1, pictures, 'Which, "now"? A) MRI B) CT', "B", ("MRI", "CT"), "MR")
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_table_may_be_divided_as_other_countries_do(folder: Path, delimiter: str) -> None:
+    rows = [["image", "problem", "solution"], ["scan.png", "Which, then? A) MRI B) CT", "A"]]
+    (item,) = read_dataset(saved(folder, "own.csv", "\n".join(delimiter.join(row) for row in rows)))
+    assert (item.solution, item.problem) == ("A", "Which, then? A) MRI B) CT")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("own.jsonl", "", "has no questions"),
+        ("own.jsonl", "[]\n", "own.jsonl[0] is not an object"),
+        ("own.jsonl", json.dumps(ENTRY) + "\n\n{\n", "line 3 of "),
+        ("own.jsonl", "[" * 100_000, "line 1 of "),
+        ("own.csv", "", "has no column image and no problem and no solution"),
+        ("own.csv", "image,question,solution\n", "has no column problem"),
+        ("own.csv", "image,problem,solution\n", "has no questions"),
+        ("own.csv", "image,problem,solution\nscan.png,,B\n", "own.csv[0] has no problem"),
+        ("own.csv", "image,problem,solution\nscan.png\n", "own.csv[0] has no problem and no solution"),
+        ("own.csv", 'image,problem,solution\nscan.png,"A) x B) y,B\n', "is not CSV"),
+        ("own.csv", "image,problem,solution\nscan.png," + "x" * 200_000 + ",B\n", "line 2 of "),
+        ("own.csv", "image,problem,solution\n|,A) x B) y,B\n", "there is no image"),
+        ("own.csv", "image,problem,solution\nscan.png,A) x B) y,C,left over\n", "the solution is 'C'"),
+    ],
+    ids=lambda text: text[:24],
+)
+def test_lines_and_tables_that_cannot_be_used_are_refused(folder: Path, name: str, text: str, says: str) -> None:
+    assert says in refusal(saved(folder, name, text))
+
+
+def test_missing_image_is_no_fault_where_images_are_not_looked_for(folder: Path) -> None:
+    path = write(folder, [{**ENTRY, "image": ["absent.png"]}])
+    assert read_dataset(path, find_images=False)[0].images == (folder / "absent.png",)

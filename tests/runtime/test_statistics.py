@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from medvlm.runtime.statistics import kl_divergence, mcnemar_exact
+from medvlm.runtime.statistics import kl_divergence, majority_share, mcnemar_exact, wilson_interval
 from numpy.typing import NDArray
 
 Logits = NDArray[np.float32]
@@ -94,3 +94,38 @@ def test_logits_of_different_shapes_are_not_compared() -> None:
 )
 def test_mcnemar(lost: int, won: int, p: float) -> None:
     assert mcnemar_exact(lost, won) == pytest.approx(p)
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "low", "high"),
+    [
+        # R. Newcombe, Two-sided confidence intervals for the single proportion, 1998, table I, method 3.
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0000, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_wilson_interval_is_that_of_the_literature(successes: int, trials: int, low: float, high: float) -> None:
+    assert wilson_interval(successes, trials) == pytest.approx((low, high), abs=5e-5)
+    assert wilson_interval(trials - successes, trials) == pytest.approx((1 - high, 1 - low), abs=5e-5)
+
+
+@given(st.integers(1, 10_000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_bounds_are_1_96_standard_errors_from_the_share(counts: tuple[int, int]) -> None:
+    successes, trials = counts
+    low, high = wilson_interval(successes, trials)
+    assert 0 <= low <= successes / trials <= high <= 1
+    for bound in {low, high} - {0.0, 1.0}:
+        distance = abs(successes / trials - bound) / math.sqrt(bound * (1 - bound) / trials)
+        assert distance == pytest.approx(1.959964, rel=1e-5)
+
+
+@pytest.mark.parametrize("counts", [(0, 0), (3, 2), (-1, 2)])
+def test_wilson_interval_of_no_share_is_refused(counts: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="is no share"):
+        wilson_interval(*counts)
+
+
+def test_majority_share() -> None:
+    assert majority_share(["A", "B", "B", "C"]) == 0.5
