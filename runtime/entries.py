@@ -75,7 +75,7 @@ def _read_table(path: Path, text: str) -> list[dict[str, Any]]:
             )
         return [_read_row(row) for row in reader]
     except csv.Error as error:
-        raise InputError(f"line {reader.line_num} of {path} is not CSV ({error}); save the table anew") from None
+        raise InputError(f"{path} is not CSV near line {reader.line_num} ({error}); save the table anew") from None
 
 
 def _read_row(row: dict[str, str | None]) -> dict[str, Any]:

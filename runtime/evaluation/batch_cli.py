@@ -16,7 +16,7 @@ from .cli import OUT
 from .engines import Chosen, engine_options, progress_bar
 from .evaluate import folder_header, folder_tasks
 from .outcome import Outcome
-from .results import open_results
+from .results import check_outside, open_results
 from .score import Tally
 from .tasks import Way, carry_out, pending
 
@@ -47,6 +47,7 @@ def batch(
     """
     chosen.check()
     way = Way(asking, decoding)
+    check_outside(out, bundle)
     tasks = folder_tasks(folder, question, out)
     opened, length = loading.open(bundle)
     processor = Processor(opened)
@@ -70,7 +71,7 @@ def _summary(outcomes: Mapping[str, Outcome], options: Mapping[str, str]) -> str
     ]
     answered = [outcome for outcome in outcomes.values() if outcome.error is None]
     counts = Counter(outcome.choice for outcome in answered)
-    lines.append(f"{len(answered)} answered, {len(outcomes) - len(answered)} errors")
+    lines.append(f"{len(answered)} answered, errors: {len(outcomes) - len(answered)}")
     if options:
         lines += [f"{letter}) {plain(text)}: {counts[letter]}" for letter, text in options.items()]
         lines += [f"no letter: {counts[None]}"] if counts[None] else []

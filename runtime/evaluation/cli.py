@@ -15,7 +15,7 @@ from ..processor import Processor
 from .engines import Chosen, engine_options, progress_bar
 from .evaluate import dataset_header, dataset_tasks
 from .report import check_report, write_report
-from .results import open_results
+from .results import check_outside, open_results
 from .score import PUBLISHED, Tally, is_the_papers, score_all
 from .table import score_table
 from .tasks import Way, carry_out, check_some_image, pending
@@ -69,6 +69,8 @@ def evaluate(
     if questions is not None and questions < 1:
         raise InputError(f"--questions is {questions}; give at least 1")
     chosen.check()
+    for place in filter(None, (out, report)):
+        check_outside(place, bundle)
     if report is not None:
         check_report(report)
     folder, way = images or dataset.parent, Way(asking, decoding)

@@ -124,6 +124,12 @@ def open_results(path: Path, header: Header) -> Iterator[Results]:
         yield results
 
 
+def check_outside(path: Path, bundle: Path) -> None:
+    """Raise `InputError` for a path in the bundle, which would be damaged by a file that is no part of it."""
+    if bundle.resolve() in path.resolve().parents:
+        raise InputError(f"{path} would lie in the bundle {bundle}; choose another place for it")
+
+
 def _opened(path: Path) -> Any:
     if not path.parent.is_dir():
         raise InputError(f"{path.parent} is not a directory; create it first, or choose another place for --out")

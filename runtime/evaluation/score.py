@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean
 
 from ..dataset import DatasetItem
 from ..statistics import majority_share, wilson_interval
@@ -82,7 +81,7 @@ class Tally:
             self._graded += 1
             self._right += outcome.strict_choice == self._solutions[outcome.key]
         accuracy = f"{self._right / self._graded:.1%} right" if self._graded else ""
-        return ", ".join(filter(None, [accuracy, f"{self._errors} errors" if self._errors else ""]))
+        return ", ".join(filter(None, [accuracy, f"errors: {self._errors}" if self._errors else ""]))
 
 
 def blank_key(index: int) -> str:
@@ -123,8 +122,8 @@ def _score(subset: str, items: Sequence[DatasetItem], outcomes: Mapping[str, Out
         robust=_share(answered, lambda item, outcome: outcome.choice == item.solution),
         well_formed=_share(answered, lambda _, outcome: outcome.well_formed),
         majority=majority_share([item.solution for item, _ in answered]),
-        reasoning_words=fmean(len(outcome.reasoning.split()) for _, outcome in answered),
-        seconds=fmean(outcome.seconds for _, outcome in answered),
+        reasoning_words=sum(len(outcome.reasoning.split()) for _, outcome in answered) / len(answered),
+        seconds=sum(outcome.seconds for _, outcome in answered) / len(answered),
     )
 
 

@@ -56,7 +56,7 @@ def test_every_file_is_asked_about_and_what_is_no_image_is_an_error(demo_bundle:
         assert found[name]["text"] == model.ask(folder / name, QUESTION, Decoding()).text
     assert "is not an image" in found["notes.txt"]["error"]
     assert result.stdout.startswith("notes.txt: ")
-    assert "5 answered, 1 errors\n" in result.stdout
+    assert "5 answered, errors: 1\n" in result.stdout
     counts = [line.rpartition(": ") for line in result.stdout.splitlines() if line[1:2] == ")"]
     assert [head for head, _, _ in counts] == ["A) MRI", "B) CT", "C) X-ray"]
     letters = [answer["choice"] for answer in found.values() if not answer["error"]]
@@ -116,4 +116,4 @@ def test_folder_without_files_or_that_is_none_is_refused(demo_bundle: Path, fold
 
 def test_question_without_options_is_answered_in_text(demo_bundle: Path, folder: Path, tmp_path: Path) -> None:
     result = batch(demo_bundle, folder, tmp_path / "results.jsonl", "--max-new-tokens", 3, question="What is seen?")
-    assert "5 answered, 1 errors\nanswers: " in result.stdout
+    assert "5 answered, errors: 1\nanswers: " in result.stdout

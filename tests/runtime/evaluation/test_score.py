@@ -130,4 +130,4 @@ def test_tally_tells_the_accuracy_so_far_from_what_was_there_on() -> None:
     tally = Tally(items("AB", [None, None]), [said(0, "A")])
     assert tally.add(said(1, "A")) == "50.0% right"
     assert tally.add(said(blank_key(0), "C")) == "50.0% right"
-    assert tally.add(Outcome(blank_key(1), error="no image")) == "50.0% right, 1 errors"
+    assert tally.add(Outcome(blank_key(1), error="no image")) == "50.0% right, errors: 1"
