@@ -2,7 +2,7 @@
 
 from .decoding import Decoding
 from .dicom.view import View, Window
-from .errors import BundleError, CheckpointError, InputError, MedVLMError
+from .errors import AuditError, BundleError, CheckpointError, InputError, MedVLMError
 from .model import MedVLM
 from .result import Answer, Timings
 from .sampling import Sampling
@@ -10,6 +10,7 @@ from .stream import Stream
 
 __all__ = [
     "Answer",
+    "AuditError",
     "BundleError",
     "CheckpointError",
     "Decoding",

@@ -10,7 +10,7 @@ from PIL import Image
 from .audit import AuditLog, Entry
 from .bundle import Bundle, sha256
 from .decoding import Decoding
-from .errors import InputError, plain
+from .errors import AuditError, InputError, MedVLMError, plain
 from .manifest import MANIFEST
 from .processor import Request
 from .result import Answer
@@ -34,7 +34,7 @@ class Recorder:
     def record(
         self, request: Request, decoding: Decoding, vote: int, outcome: str, seconds: float, answer: Answer | None
     ) -> None:
-        """Add a line and wait until the disk has it; `answer` is None where there is none. Raises `MedVLMError`."""
+        """Add a line and wait until the disk has it; `answer` is None where there is none. Raises `AuditError`."""
         limits = {(image.settings.min_pixels, image.settings.max_pixels) for image in request.images}
         settings = {
             **self._settings,
@@ -43,18 +43,20 @@ class Recorder:
             "raw": request.raw,
             "pixel_limits": sorted(limits),
         }
-        self._log.append(
-            Entry(
-                time=datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
-                bundle=self._bundle,
-                images=tuple(self._digest(image.image.pixels) for image in request.images),
-                settings=settings,
-                choice=answer and answer.choice,
-                options=answer.options if answer else {},
-                seconds=round(seconds, 3),
-                outcome=outcome,
-            )
+        entry = Entry(
+            time=datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
+            bundle=self._bundle,
+            images=tuple(self._digest(image.image.pixels) for image in request.images),
+            settings=settings,
+            choice=answer and answer.choice,
+            options=answer.options if answer else {},
+            seconds=round(seconds, 3),
+            outcome=outcome,
         )
+        try:
+            self._log.append(entry)
+        except MedVLMError as error:
+            raise AuditError(str(error)) from error
 
     def _digest(self, pixels: Image.Image) -> str:
         return self._log.digest(pixels.size, pixels.tobytes())

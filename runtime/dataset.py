@@ -30,14 +30,14 @@ def read_dataset(path: Path, images: Path | None = None, *, find_images: bool = 
     """Read and check a dataset, in one of the forms that `read_entries` reads; no image is decoded.
 
     images: the folder that the images' paths start from, by default the file's own. find_images: refuse an entry whose
-    image is not there. Raises `InputError`, which names the entry, for what cannot be used: all of the file is looked
-    at first.
+    image is not there; a folder may be a DICOM series. Raises `InputError`, which names the entry, for what cannot be
+    used: all of the file is looked at first.
     """
     folder = images or path.parent
     items = [_read_entry(path, folder, index, entry) for index, entry in enumerate(read_entries(path))]
     for item in items if find_images else ():
         for image in item.images:
-            if not _is_file(image):
+            if not is_there(image):
                 raise InputError(
                     f"{place(path, item.index)}: there is no image {plain(str(image))}; "
                     "copy it there, or say with --images where it is"
@@ -54,7 +54,7 @@ def _read_entry(path: Path, folder: Path, index: int, entry: Any) -> DatasetItem
     where = place(path, index)
     if not isinstance(entry, dict):
         raise InputError(f"{where} is not an object; give {FORM}")
-    absent = [name for name in ("image", "problem", "solution") if not entry.get(name)]
+    absent = [name for name in ("image", "problem", "solution") if not all(_as_list(entry.get(name)) or [None])]
     if absent:
         raise InputError(f"{where} has no {' and no '.join(absent)}; add it, or take the entry out")
     problem = _text(entry["problem"], f"{where}.problem")
@@ -68,11 +68,12 @@ def _read_entry(path: Path, folder: Path, index: int, entry: Any) -> DatasetItem
     )
 
 
-def _is_file(path: Path) -> bool:
+def is_there(path: Path) -> bool:
+    """Whether an image's path leads to a file, or to a folder, which a DICOM series may be."""
     try:
-        return path.is_file()
-    except OSError:
-        # A name that is too long, or a folder that may not be entered.
+        return path.exists()
+    except (OSError, ValueError):
+        # A name that is too long, or no name for a file; a folder that may not be entered.
         return False
 
 

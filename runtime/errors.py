@@ -13,6 +13,10 @@ class InputError(MedVLMError):
     exit_code = 2
 
 
+class AuditError(MedVLMError):
+    """The audit log cannot be written, so that no answer may be given."""
+
+
 class BundleError(InputError):
     """The bundle is missing, damaged, or made for another version."""
 

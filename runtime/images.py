@@ -112,7 +112,7 @@ def decode_image(content: bytes, name: str, view: View = DEFAULT_VIEW) -> Loaded
 
 def _load_path(path: Path, view: View) -> LoadedImage:
     name = plain(str(path))
-    if (view.frame or view.montage) and _is_folder(path):
+    if view.of_series and _is_folder(path):
         opened = open_folder(path, name, view)
         return LoadedImage(opened.pixels, opened.notes)
     with _open_regular(path, name) as stream:

@@ -58,6 +58,11 @@ class View:
         if self.frame is not None and self.montage is not None:
             raise InputError("a frame and a montage exclude each other; give one of them")
 
+    @property
+    def of_series(self) -> bool:
+        """Whether it may be of a folder as well: a series of slices."""
+        return self.frame is not None or self.montage is not None
+
 
 DEFAULT_VIEW = View()
 

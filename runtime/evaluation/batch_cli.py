@@ -6,19 +6,20 @@ from pathlib import Path
 
 import click
 
-from ..cli_options import BUNDLE, Asking, Loading, asking_options, decoding_options, loading_options
+from ..cli_options import BUNDLE, Asking, Loading, asking_options, decoding_options, loading_options, viewing_options
 from ..commands import ErrorCommand
 from ..decoding import Decoding
+from ..dicom.view import View
 from ..errors import plain
 from ..processor import Processor
 from ..prompt import parse_options
-from .cli import OUT
+from .cli import OUT, RETRY_ERRORS
 from .engines import Chosen, engine_options, progress_bar
 from .evaluate import folder_header, folder_tasks
 from .outcome import Outcome
 from .results import check_outside, open_results
 from .score import Tally
-from .tasks import Way, carry_out, pending
+from .tasks import Way, carry_out, kept, pending
 
 
 @click.command(cls=ErrorCommand)
@@ -26,8 +27,10 @@ from .tasks import Way, carry_out, pending
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("-q", "--question", required=True, help="The question, its options included.")
 @OUT
+@RETRY_ERRORS
 @engine_options
 @asking_options
+@viewing_options
 @decoding_options
 @loading_options
 def batch(
@@ -35,30 +38,32 @@ def batch(
     folder: Path,
     question: str,
     out: Path,
+    retry_errors: bool,
     chosen: Chosen,
     asking: Asking,
+    view: View,
     decoding: Decoding,
     loading: Loading,
 ) -> None:
-    """Ask one question about every file in FOLDER.
+    """Ask one question about every file in FOLDER, and with --montage or --frame about every series' folder in it.
 
     Every answer is on the disk before the next question: stopped in whatever way, the same command goes on, and files
     that were added since are asked about too. A file that is no image is recorded as an error.
     """
     chosen.check()
-    way = Way(asking, decoding)
+    way = Way(asking, decoding, view)
     check_outside(out, bundle)
-    tasks = folder_tasks(folder, question, out)
+    tasks = folder_tasks(folder, question, out, view)
     opened, length = loading.open(bundle)
     processor = Processor(opened)
     # A question that cannot be asked is wrong for every image.
     processor.prepare([], question)
     engine = chosen.make(opened, processor, loading, way)
     with open_results(out, folder_header(opened, question, folder, way, length)) as results:
-        left = pending(tasks, results)
+        left = pending(tasks, results, errors=retry_errors)
         if left:
             label, before = f"Asking about {len(tasks)} files", len(tasks) - len(left)
-            with progress_bar(label, len(left), before, Tally([], results.outcomes.values()).add) as progress:
+            with progress_bar(label, len(left), before, Tally([], kept(results, left)).add) as progress:
                 carry_out(left, engine, results, progress)
         click.echo(_summary(results.outcomes, parse_options(question)))
     click.echo(f"answers: {plain(str(out))}")

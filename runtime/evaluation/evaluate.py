@@ -8,6 +8,7 @@ from typing import Any
 
 from ..bundle import Bundle, sha256
 from ..dataset import DatasetItem
+from ..dicom.view import DEFAULT_VIEW, View
 from ..errors import InputError
 from ..manifest import MANIFEST
 from .results import Header
@@ -44,19 +45,24 @@ def dataset_header(bundle: Bundle, dataset: Path, folder: Path, way: Way, length
     return Header("eval", sha256(bundle.path(MANIFEST)), sha256(dataset), str(folder.resolve()), _settings(way, length))
 
 
-def folder_tasks(folder: Path, question: str, out: Path) -> list[Task]:
+def folder_tasks(folder: Path, question: str, out: Path, view: View = DEFAULT_VIEW) -> list[Task]:
     """A task for every file in a folder, by name, but for hidden ones and the results `out` themselves.
 
-    Raises `InputError` for a folder that cannot be listed, or without a file.
+    view: where it may be of a series, every folder in the folder is one. Raises `InputError` for a folder that cannot
+    be listed, or without a file.
     """
     try:
-        paths = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+        paths = sorted(path for path in folder.iterdir() if _is_image(path, view))
     except OSError as error:
         raise InputError(f"{folder} cannot be listed ({error.strerror}); give a folder of images") from None
     tasks = [Task(path.name, (path,), question) for path in paths if path.resolve() != out.resolve()]
     if not tasks:
         raise InputError(f"{folder} has no files; give a folder of images")
     return tasks
+
+
+def _is_image(path: Path, view: View) -> bool:
+    return not path.name.startswith(".") and (path.is_file() or (view.of_series and path.is_dir()))
 
 
 def folder_header(bundle: Bundle, question: str, folder: Path, way: Way, length: int) -> Header:
@@ -71,4 +77,13 @@ def _settings(way: Way, length: int) -> dict[str, Any]:
     decoding = asdict(way.decoding)
     sampling = decoding.pop("sampling")
     del decoding["max_draft"]
-    return {**asdict(way.asking), **decoding, **sampling, "context": length}
+    return {**asdict(way.asking), **_view_settings(way.view), **decoding, **sampling, "context": length}
+
+
+def _view_settings(view: View) -> dict[str, Any]:
+    """A view's parts as the options have them; presets by their values."""
+    return {
+        "window": view.window and f"{view.window.center:g},{view.window.width:g}",
+        "frame": view.frame,
+        "montage": view.montage and "{}x{}".format(*view.montage),
+    }

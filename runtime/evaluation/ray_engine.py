@@ -12,7 +12,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from ..bundle import Bundle
 from ..cli_options import Loading
@@ -41,12 +41,13 @@ def ray_engine(opened: Bundle, loading: Loading, way: Way, actors: int | None, a
     """The engine that answers by `actors` actors, or as many as fit, of the cluster at `address` or one made here."""
 
     def there(tasks: Sequence[Task]) -> Iterator[Outcome]:
-        import ray  # pyright: ignore[reportMissingImports]
+        import ray
+        from ray.exceptions import RayError
 
         _start(address)
         try:
             yield from _outcomes(opened, loading, way, actors, tasks)
-        except ray.exceptions.RayError as error:
+        except RayError as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
             raise MedVLMError(f"Ray failed: {reason}; the same command goes on from there") from error
         finally:
@@ -60,7 +61,7 @@ def _start(address: str | None) -> None:
     # Both are read when Ray starts; its usage reports are on without the first.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    import ray  # pyright: ignore[reportMissingImports]
+    import ray
 
     local: dict[str, Any] = {} if address else {"include_dashboard": False}
     try:
@@ -87,7 +88,7 @@ def _without_stderr() -> Iterator[None]:
 def _outcomes(
     opened: Bundle, loading: Loading, way: Way, actors: int | None, tasks: Sequence[Task]
 ) -> Iterator[Outcome]:
-    import ray.data  # pyright: ignore[reportMissingImports]
+    import ray.data
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     threads, fitting = fit_actors(nodes, loading.threads, _model_bytes(opened), actors)
@@ -140,10 +141,10 @@ class Answerer:
         return {"line": [json.dumps({"key": outcome.key, **outcome.to_line()}) for outcome in outcomes]}
 
     def _answer(self, number: int) -> Outcome:
-        import ray  # pyright: ignore[reportMissingImports]
+        import ray
 
-        task = self._tasks[number]
-        if ray.get(self._starts.begin.remote(number)) > _MOST_STARTS:
+        task, starts = self._tasks[number], cast(int, ray.get(self._starts.begin.remote(number)))
+        if starts > _MOST_STARTS:
             return Outcome(
                 task.key, error=f"an actor of Ray died at it {_MOST_STARTS} times, for lack of memory perhaps"
             )

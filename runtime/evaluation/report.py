@@ -12,6 +12,7 @@ from PIL import Image
 
 from ..bundle import Bundle
 from ..dataset import DatasetItem
+from ..dicom.view import DEFAULT_VIEW, View
 from ..errors import InputError, MedVLMError, plain
 from ..files import write_whole
 from ..images import load_image
@@ -63,9 +64,10 @@ def write_report(
     items: Sequence[DatasetItem],
     outcomes: Mapping[str, Outcome],
     scores: Sequence[Score],
+    view: View = DEFAULT_VIEW,
 ) -> None:
     """Write the page, whole or not at all. Raises `MedVLMError` where it cannot be written."""
-    write_whole(path, render_report(bundle, dataset, items, outcomes, scores))
+    write_whole(path, render_report(bundle, dataset, items, outcomes, scores, view))
 
 
 def render_report(
@@ -74,8 +76,11 @@ def render_report(
     items: Sequence[DatasetItem],
     outcomes: Mapping[str, Outcome],
     scores: Sequence[Score],
+    view: View = DEFAULT_VIEW,
 ) -> str:
     """The page: the scores, each answer that is wrong by the strict rule, and the errors.
+
+    view: how DICOM images were shown.
 
     The same outcomes give the same page. Every text in it that is not the project's own is escaped.
     """
@@ -98,7 +103,7 @@ def render_report(
         scores=scores,
         total=scores[-1],
         published=PUBLISHED if is_the_papers(items) else None,
-        wrong=(_wrong(item, outcome) for item, outcome in pairs if _is_wrong(item, outcome)),
+        wrong=(_wrong(item, outcome, view) for item, outcome in pairs if _is_wrong(item, outcome)),
         errors=[(item.index, outcome.error) for item, outcome in pairs if outcome.error is not None],
     )
     # The model may write control characters, and HTML has none.
@@ -109,12 +114,12 @@ def _is_wrong(item: DatasetItem, outcome: Outcome) -> bool:
     return outcome.error is None and outcome.strict_choice != item.solution
 
 
-def _wrong(item: DatasetItem, outcome: Outcome) -> Wrong:
+def _wrong(item: DatasetItem, outcome: Outcome, view: View) -> Wrong:
     options = parse_options(item.problem)
     return Wrong(
         index=item.index,
         images=tuple(plain(path.name) for path in item.images),
-        pictures=tuple(map(picture, item.images)),
+        pictures=tuple(picture(path, view) for path in item.images),
         subset=item.subset,
         problem=item.problem,
         solution=f"{item.solution}) {options[item.solution]}",
@@ -136,10 +141,10 @@ def _note(item: DatasetItem, outcome: Outcome) -> str:
     return "; ".join(notes)
 
 
-def picture(path: Path) -> str | None:
+def picture(path: Path, view: View = DEFAULT_VIEW) -> str | None:
     """An image scaled down, as a data URI; None where it can no longer be read."""
     try:
-        pixels = load_image(path).pixels.copy()
+        pixels = load_image(path, view).pixels.copy()
     except MedVLMError:
         return None
     pixels.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)

@@ -74,12 +74,16 @@ class Results:
         self.path, self.outcomes = path, outcomes
         self._file, self._size = file, size
 
+    def has_answer(self, key: str) -> bool:
+        """Whether a question was answered, and not only recorded as an error."""
+        return _is_answered(key, self.outcomes)
+
     def append(self, outcome: Outcome, about: Mapping[str, Any] | None = None) -> None:
         """Write a line and wait until it is on the disk. about: what else the line should say.
 
         Raises `MedVLMError` where it cannot be written; the lines before it stay whole.
         """
-        if outcome.key in self.outcomes:
+        if self.has_answer(outcome.key):
             raise ValueError(f"{outcome.key} has been answered")
         self._write(_line({"key": outcome.key, **(about or {}), **outcome.to_line()}))
         self.outcomes[outcome.key] = outcome
@@ -181,10 +185,15 @@ def _outcomes(lines: list[bytes], path: Path) -> dict[str, Outcome]:
             outcome = Outcome.of_line(_object(line) or {})
         except ValueError as error:
             raise InputError(f"line {number} of {path} is damaged ({error}); give another --out") from None
-        if outcome.key in outcomes:
+        # An error may have been asked again: then the later line counts.
+        if _is_answered(outcome.key, outcomes):
             raise InputError(f"line {number} of {path} answers {plain(outcome.key)} again; give another --out")
         outcomes[outcome.key] = outcome
     return outcomes
+
+
+def _is_answered(key: str, outcomes: Mapping[str, Outcome]) -> bool:
+    return key in outcomes and outcomes[key].error is None
 
 
 def _object(line: bytes) -> dict[str, Any] | None:

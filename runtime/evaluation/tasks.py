@@ -9,8 +9,10 @@ from typing import Any
 from PIL import Image
 
 from ..cli_options import Asking
+from ..dataset import is_there
 from ..decoding import Decoding
-from ..errors import InputError, MedVLMError
+from ..dicom.view import DEFAULT_VIEW, View
+from ..errors import AuditError, InputError, MedVLMError
 from ..images import LoadedImage, load_image
 from ..model import MedVLM
 from .outcome import Outcome
@@ -40,10 +42,11 @@ Engine = Callable[[Sequence[Task]], Iterable[Outcome]]
 
 @dataclass(frozen=True)
 class Way:
-    """How questions are put and answered."""
+    """How questions are put and answered. view: how DICOM images are shown."""
 
     asking: Asking
     decoding: Decoding
+    view: View = DEFAULT_VIEW
 
 
 def answer_here(model: MedVLM, way: Way, tasks: Sequence[Task]) -> Iterator[Outcome]:
@@ -53,24 +56,35 @@ def answer_here(model: MedVLM, way: Way, tasks: Sequence[Task]) -> Iterator[Outc
 
 
 def answer(model: MedVLM, way: Way, task: Task) -> Outcome:
-    """Answer one task. An image or a question that will not do, or a failure at it, is an outcome too."""
+    """Answer one task. An image or a question that will not do, or a failure at it, is an outcome too.
+
+    Raises `AuditError`: without the log that was asked for, nothing more may be answered.
+    """
     started = time.perf_counter()
     try:
-        images = [_blank(path) for path in task.images] if task.blank else list(task.images)
-        given = model.ask(images, task.question, way.decoding, **asdict(way.asking))
+        images = [_blank(path, way.view) for path in task.images] if task.blank else list(task.images)
+        given = model.ask(images, task.question, way.decoding, view=way.view, **asdict(way.asking))
+    except AuditError:
+        raise
     except MedVLMError as error:
         return Outcome(task.key, error=" ".join(str(error).split()))
     return Outcome.of_answer(task.key, given, time.perf_counter() - started)
 
 
-def _blank(path: Path) -> LoadedImage:
+def _blank(path: Path, view: View) -> LoadedImage:
     """A grey image as large as the one in a file."""
-    return LoadedImage(Image.new("RGB", load_image(path).pixels.size, _GREY), ())
+    return LoadedImage(Image.new("RGB", load_image(path, view).pixels.size, _GREY), ())
 
 
-def pending(tasks: Sequence[Task], results: Results) -> list[Task]:
-    """The tasks that have no line yet."""
-    return [task for task in tasks if task.key not in results.outcomes]
+def pending(tasks: Sequence[Task], results: Results, *, errors: bool = False) -> list[Task]:
+    """The tasks that have no line yet; with `errors`, those too that have no other line than an error's."""
+    return [task for task in tasks if not (results.has_answer(task.key) if errors else task.key in results.outcomes)]
+
+
+def kept(results: Results, tasks: Sequence[Task]) -> list[Outcome]:
+    """The outcomes that are there and stay when `tasks` are carried out."""
+    again = {task.key for task in tasks}
+    return [outcome for key, outcome in results.outcomes.items() if key not in again]
 
 
 def carry_out(
@@ -101,12 +115,5 @@ def carry_out(
 
 def check_some_image(tasks: Sequence[Task], folder: Path) -> None:
     """Raise `InputError` where no task has an image that is there: the folder is wrong then, and not an image."""
-    if not any(_is_there(path) for task in tasks for path in task.images):
+    if not any(is_there(path) for task in tasks for path in task.images):
         raise InputError(f"none of the images is there, {folder} is where they were looked for; give --images")
-
-
-def _is_there(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):
-        return False

@@ -324,7 +324,8 @@ def test_kit_holds_what_it_says_and_nothing_else(kit: Path) -> None:
     assert {path.name for path in kit.iterdir()} == {
         *("bundle", "wheelhouse", "requirements.txt", "INSTALL.md", "sbom.cdx.json", "SHA256SUMS")
     }
-    sums = dict(reversed(line.split("  ", 1)) for line in (kit / "SHA256SUMS").read_text().splitlines())
+    lines = [line.split("  ", 1) for line in (kit / "SHA256SUMS").read_text().splitlines()]
+    sums = {name: digest for digest, name in lines}
     files = {path.relative_to(kit).as_posix(): path for path in kit.rglob("*") if path.is_file()}
     assert sums.keys() == files.keys() - {"SHA256SUMS"}
     assert all(hashlib.sha256(files[name].read_bytes()).hexdigest() == sums[name] for name in sums)

@@ -90,12 +90,12 @@ def test_signature_is_one_of_openssf_s_package(signed: Path, keys: Keys) -> None
     config = model_signing.verifying.Config().use_elliptic_key_verifier(public_key=keys.public)
     config.verify(signed, signed / "model.sig")
     (signed / "tokenizer.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"Hash mismatch for 'tokenizer\.json'"):
+    with pytest.raises(ValueError, match=r"Hash mismatch for \W*tokenizer\.json"):
         config.verify(signed, signed / "model.sig")
 
 
 def test_signature_of_openssf_s_command_verifies(bundle: Path, keys: Keys) -> None:
-    command = [sys.executable, "-m", "model_signing", "sign", "key", str(bundle), "--private-key", str(keys.private)]
+    command = [sys.executable, "-m", "model_signing", "sign", "key", str(bundle), "--private_key", str(keys.private)]
     subprocess.run([*command, "--signature", str(bundle / "model.sig")], check=True, capture_output=True, timeout=60)
     assert verify(bundle, keys.public).exit_code == 0
     (bundle / "tokenizer.json").write_text("{}")

@@ -169,6 +169,29 @@ def test_question_that_cannot_be_asked_is_an_error_and_the_rest_goes_on(
     assert total.split()[:3] == ["all", "5", "3"]
 
 
+def test_errors_are_asked_again_when_that_is_wanted(
+    demo_bundle: Path, damaged: Path, dataset: Path, out: Path, whole: Answers
+) -> None:
+    evaluate(demo_bundle, damaged, "--out", out)
+    before = out.read_text().splitlines()
+    errors = [line["key"] for line in map(json.loads, before[1:]) if line["error"]]
+    assert errors == ["1", "2", "3"]
+    shutil.copytree(dataset.parent / "images", damaged.parent / "images", dirs_exist_ok=True)
+    # Only where it is asked for.
+    assert evaluate(demo_bundle, damaged, "--out", out).exit_code == 0
+    assert out.read_text().splitlines() == before
+    result = evaluate(demo_bundle, damaged, "--out", out, "--retry-errors", "--json")
+    lines = out.read_text().splitlines()
+    assert lines[: len(before)] == before
+    again = {line["key"]: line for line in map(json.loads, lines[len(before) :])}
+    assert list(again) == errors
+    # The last one's question is what is wrong.
+    assert again.pop("3")["error"]
+    assert texts(again) == {key: whole[key]["text"] for key in errors[:2]}
+    total = json.loads(result.stdout)["scores"][-1]
+    assert (total["errors"], total["answered"]) == (1, 4)
+
+
 def test_grey_images_of_what_cannot_be_read_are_errors_too(demo_bundle: Path, damaged: Path, out: Path) -> None:
     evaluate(demo_bundle, damaged, "--out", out, "--max-new-tokens", 8, "--blank-images")
     found = answers(out)
