@@ -6,12 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
-
 from ..runtime.comparison import Flip
 from ..runtime.describe import recipe_line
+from ..runtime.page import render_page
 from ..runtime.prompt import parse_options
-from ..runtime.show import harmless
 from .report import PARTS, Report, TensorLoss, Tried, image_names, precisions
 from .report_plots import check_plotting, errors_svg, tried_svg
 from .report_words import figures, number, percent
@@ -78,16 +76,9 @@ def render_html(report: Report, tried: Sequence[Tried]) -> str:
     this = report.tried()
     others = sorted(tried, key=lambda one: (one.megabytes, one.label))
     comparable = [one for one in others if _same_questions(one, this)]
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"percent": percent, "number": number}
-    page = environment.get_template(TEMPLATE).render(
+    return render_page(
+        Path(__file__).with_name(TEMPLATE),
+        {"percent": percent, "number": number},
         report=report,
         this=this,
         recipe=recipe_line(report.recipe),
@@ -100,8 +91,6 @@ def render_html(report: Report, tried: Sequence[Tried]) -> str:
         other_bytes=report.total_bytes - sum(tensor.bytes for tensor in report.tensors),
         questions=[_question(flip) for flip in report.comparison.flipped],
     )
-    # The model may write control characters, and HTML has none.
-    return harmless(page)
 
 
 def _same_questions(one: Tried, other: Tried) -> bool:

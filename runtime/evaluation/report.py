@@ -16,8 +16,8 @@ from ..dicom.view import DEFAULT_VIEW, View
 from ..errors import InputError, MedVLMError, plain
 from ..files import write_whole
 from ..images import load_image
+from ..page import render_page
 from ..prompt import parse_options
-from ..show import harmless
 from .outcome import Outcome
 from .score import PUBLISHED, Score, is_the_papers
 from .table import percent, share_text
@@ -84,19 +84,10 @@ def render_report(
 
     The same outcomes give the same page. Every text in it that is not the project's own is escaped.
     """
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"percent": percent, "share": share_text}
     pairs = [(item, outcomes[str(item.index)]) for item in items if str(item.index) in outcomes]
-    page = environment.get_template(TEMPLATE).render(
+    return render_page(
+        Path(__file__).with_name(TEMPLATE),
+        {"percent": percent, "share": share_text},
         source=bundle.manifest.source.name,
         recipe=bundle.manifest.recipe.get("name", ""),
         dataset=plain(dataset.name),
@@ -106,8 +97,6 @@ def render_report(
         wrong=(_wrong(item, outcome, view) for item, outcome in pairs if _is_wrong(item, outcome)),
         errors=[(item.index, outcome.error) for item, outcome in pairs if outcome.error is not None],
     )
-    # The model may write control characters, and HTML has none.
-    return harmless(page)
 
 
 def _is_wrong(item: DatasetItem, outcome: Outcome) -> bool:
