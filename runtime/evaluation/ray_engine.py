@@ -12,11 +12,13 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 from ..bundle import Bundle
 from ..cli_options import Loading
 from ..errors import InputError, MedVLMError
+from ..interrupts import kept_handlers
 from ..processor import Processor
 from .outcome import Outcome
 from .tasks import Engine, Task, Way, answer
@@ -41,34 +43,51 @@ def ray_engine(opened: Bundle, loading: Loading, way: Way, actors: int | None, a
     """The engine that answers by `actors` actors, or as many as fit, of the cluster at `address` or one made here."""
 
     def there(tasks: Sequence[Task]) -> Iterator[Outcome]:
+        _set_environment(address)
         import ray
         from ray.exceptions import RayError
 
-        _start(address)
-        try:
-            yield from _outcomes(opened, loading, way, actors, tasks)
-        except RayError as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
-            raise MedVLMError(f"Ray failed: {reason}; the same command goes on from there") from error
-        finally:
-            ray.shutdown()
+        with _without_stdout():
+            try:
+                _start(address)
+                yield from _outcomes(opened, loading, way, actors, tasks)
+            except RayError as error:
+                reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+                raise MedVLMError(f"Ray failed: {reason}; the same command goes on from there") from error
+            finally:
+                ray.shutdown()
 
     return there
 
 
-def _start(address: str | None) -> None:
-    """Connect to Ray, or start it, with nothing sent to its makers."""
-    # Both are read when Ray starts; its usage reports are on without the first.
+def _set_environment(address: str | None) -> None:
+    """What Ray reads when it is imported and when it starts."""
+    # Its usage reports to its makers are on without this.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    if address is None:
+        # Whoever reaches its ports can run code: those of a Ray for this machine alone listen to this machine alone.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+
+
+def _start(address: str | None) -> None:
+    """Connect to Ray, or start it."""
     import ray
 
     local: dict[str, Any] = {} if address else {"include_dashboard": False}
     try:
-        with _without_stderr():
+        # Ray would print a stack at SIGTERM and exit.
+        with _without_stderr(), kept_handlers():
             ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise InputError(f"Ray cannot be reached or started ({error}); check --ray-address") from None
+
+
+@contextlib.contextmanager
+def _without_stdout() -> Iterator[None]:
+    """While it lasts, what is printed is lost: Ray prints, whatever it was told, when an actor died."""
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
 
 
 @contextlib.contextmanager

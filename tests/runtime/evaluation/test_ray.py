@@ -1,5 +1,6 @@
 """Ray's engine: how many actors fit, and a run of which one actor is killed in the middle."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -89,6 +90,25 @@ def actors_of(pid: int) -> list[int]:
     return found
 
 
+def listening(pids: set[int]) -> set[str]:
+    """The addresses at which these processes wait for connections, as /proc has them."""
+    links = [link for pid in pids for link in Path(f"/proc/{pid}/fd").glob("*")]
+    sockets = set()
+    for link in links:
+        with contextlib.suppress(OSError):
+            sockets.add(os.readlink(link))  # noqa: PTH115 - a socket is no path
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:
+                found.add(fields[1].partition(":")[0])
+    return found
+
+
+LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
+
+
 def lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
@@ -117,7 +137,7 @@ def test_actor_that_is_killed_loses_no_question_and_repeats_none(
     before = out.read_bytes()
     command = [sys.executable, "-c", "from medvlm.runtime.cli import main; main()", *map(str, words)]
     process = subprocess.Popen(
-        [*command, "--engine", "ray", "--actors", "2"],
+        [*command, "--engine", "ray", "--actors", "2", "--json"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         encoding="utf-8",
@@ -126,6 +146,9 @@ def test_actor_that_is_killed_loses_no_question_and_repeats_none(
         wait_for_lines(out, 10, process)
         actors = actors_of(process.pid)
         assert len(actors) == 2
+        at = listening({process.pid, *children(process.pid)})
+        assert at
+        assert at <= LOOPBACK
         os.kill(actors[0], signal.SIGKILL)
         stdout, stderr = process.communicate(timeout=300)
     finally:
@@ -137,5 +160,33 @@ def test_actor_that_is_killed_loses_no_question_and_repeats_none(
     answers = [json.loads(line) for line in content.splitlines()[1:]]
     assert sorted(int(answer["key"]) for answer in answers) == list(range(40))
     assert [answer["error"] for answer in answers] == [None] * 40
-    (total,) = [line.split() for line in stdout.splitlines() if line.startswith("all ")]
-    assert total[1:3] == ["40", "0"]
+    # Nothing else is printed, though an actor died.
+    total = json.loads(stdout)["scores"][-1]
+    assert (total["answered"], total["errors"]) == (40, 0)
+
+
+def test_sigterm_is_one_line_and_leaves_no_process(demo_bundle: Path, demo_items: list[Item], tmp_path: Path) -> None:
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip("needs ray, which is not installed (extra: ray)")
+    if not sys.platform.startswith("linux"):
+        pytest.skip("needs /proc to find the actors")
+    save_dataset(tmp_path, demo_items[:40])
+    out = tmp_path / "results.jsonl"
+    words = ["eval", demo_bundle, tmp_path / "dataset.json", "--out", out, "--threads", "1", "--engine", "ray"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from medvlm.runtime.cli import main; main()", *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+    )
+    try:
+        wait_for_lines(out, 3, process)
+        started = set(children(process.pid))
+        process.terminate()
+        stdout, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert (process.returncode, stdout) == (1, "")
+    stopped = f"Error: stopped after {lines(out) - 1} of 40; the same command goes on from there"
+    assert stderr.splitlines() == ["Evaluating", stopped]
+    assert not [pid for pid in started if Path(f"/proc/{pid}/exe").exists()]
