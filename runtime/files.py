@@ -1,5 +1,6 @@
-"""Write a file whole or not at all."""
+"""Where a file is, and how to write one whole or not at all."""
 
+import contextlib
 import os
 import secrets
 from pathlib import Path
@@ -7,12 +8,18 @@ from pathlib import Path
 from .errors import MedVLMError
 
 
+def real_path(path: Path) -> Path:
+    """Where a path leads, links followed as far as they can be: a loop of them, or a closed folder, is no error."""
+    return Path(os.path.realpath(path))
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write a temporary sibling that takes the place of `path`, so that no half a file is ever there.
 
     Raises `MedVLMError` where it cannot be written; what was there before then still is.
     """
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    # Without the file's own name, which may be as long as names can be.
+    partial = path.with_name(f".medvlm-{secrets.token_hex(8)}.partial")
     try:
         with partial.open("w", encoding="utf-8", newline="\n") as file:
             file.write(text)
@@ -22,4 +29,5 @@ def write_whole(path: Path, text: str) -> None:
     except OSError as error:
         raise MedVLMError(f"could not write {path}: {error.strerror or error}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)

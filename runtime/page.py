@@ -24,5 +24,5 @@ def render_page(template: Path, filters: Mapping[str, Callable[..., Any]], **fie
     )
     environment.filters |= filters
     page = environment.get_template(template.name).render(**fields)
-    # The model may write control characters, and HTML has none.
-    return harmless(page)
+    # The model may write control characters, and HTML has none; a dataset's lines may end as Windows' do.
+    return harmless(page.replace("\r\n", "\n"))

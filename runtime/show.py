@@ -10,12 +10,14 @@ from .result import Answer
 from .stream import Stream
 from .votes import Vote
 
-# A terminal obeys control characters, and the model may write any.
-_CONTROL = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+# A terminal obeys control characters, and the model may write any. Lone surrogates are no text that UTF-8 can hold.
+_CONTROL = {
+    code: "\ufffd" for code in (*range(32), *range(127, 160), *range(0xD800, 0xE000)) if chr(code) not in "\n\t"
+}
 
 
 def harmless(text: str) -> str:
-    """`text` of several lines without what a terminal would obey."""
+    """`text` of several lines without what a terminal would obey, or UTF-8 cannot hold."""
     return text.translate(_CONTROL)
 
 

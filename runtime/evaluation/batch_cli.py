@@ -17,7 +17,7 @@ from .cli import OUT, RETRY_ERRORS
 from .engines import Chosen, engine_options, progress_bar
 from .evaluate import folder_header, folder_tasks
 from .outcome import Outcome
-from .results import check_outside, open_results
+from .results import check_places, open_results
 from .score import Tally
 from .tasks import Way, carry_out, kept, pending
 
@@ -52,7 +52,7 @@ def batch(
     """
     chosen.check()
     way = Way(asking, decoding, view)
-    check_outside(out, bundle)
+    check_places(bundle, {"--out": out, "--audit": loading.audit})
     tasks = folder_tasks(folder, question, out, view)
     opened, length = loading.open(bundle)
     processor = Processor(opened)

@@ -14,9 +14,9 @@ from ..dicom.view import View
 from ..errors import InputError, plain
 from ..processor import Processor
 from .engines import Chosen, engine_options, progress_bar
-from .evaluate import dataset_header, dataset_tasks
+from .evaluate import check_dataset, dataset_header, dataset_tasks
 from .report import check_report, write_report
-from .results import check_outside, open_results
+from .results import check_places, open_results
 from .score import PUBLISHED, Tally, is_the_papers, score_all
 from .table import score_table
 from .tasks import Way, carry_out, check_some_image, kept, pending
@@ -75,10 +75,10 @@ def evaluate(
     if questions is not None and questions < 1:
         raise InputError(f"--questions is {questions}; give at least 1")
     chosen.check()
-    for place in filter(None, (out, report)):
-        check_outside(place, bundle)
+    check_places(bundle, {"--out": out, "--report": report, "--audit": loading.audit})
     if report is not None:
         check_report(report)
+    check_dataset(dataset)
     folder, way = images or dataset.parent, Way(asking, decoding, view)
     items = read_dataset(dataset, images, find_images=False)[:questions]
     tasks = dataset_tasks(items, folder, blank_images=blank_images)

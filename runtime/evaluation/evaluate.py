@@ -7,13 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from ..bundle import Bundle, sha256
-from ..dataset import DatasetItem
+from ..dataset import DatasetItem, is_there
 from ..dicom.view import DEFAULT_VIEW, View
 from ..errors import InputError
+from ..files import real_path
 from ..manifest import MANIFEST
 from .results import Header
 from .score import blank_key
 from .tasks import Task, Way
+
+
+def check_dataset(dataset: Path) -> None:
+    """Raise `InputError` for a pipe: it is read once, and what its answers are of could not be told by its content."""
+    if is_there(dataset) and not dataset.is_file():
+        raise InputError(f"{dataset} is not a file; give a dataset's JSON, JSONL or CSV file")
 
 
 def dataset_tasks(items: Sequence[DatasetItem], folder: Path, *, blank_images: bool = False) -> list[Task]:
@@ -55,7 +62,7 @@ def folder_tasks(folder: Path, question: str, out: Path, view: View = DEFAULT_VI
         paths = sorted(path for path in folder.iterdir() if _is_image(path, view))
     except OSError as error:
         raise InputError(f"{folder} cannot be listed ({error.strerror}); give a folder of images") from None
-    tasks = [Task(path.name, (path,), question) for path in paths if path.resolve() != out.resolve()]
+    tasks = [Task(path.name, (path,), question) for path in paths if real_path(path) != real_path(out)]
     if not tasks:
         raise InputError(f"{folder} has no files; give a folder of images")
     return tasks

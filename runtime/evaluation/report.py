@@ -49,10 +49,15 @@ def check_report(path: Path) -> None:
         raise InputError("jinja2 is not installed, which --report needs; pip install 'medvlm[report]'")
     if path.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"{path.name} is no name for a report; give one that ends in .html")
-    if path.is_dir():
-        raise InputError(f"{path} is a directory; choose another name for the report")
-    if not path.parent.is_dir():
-        raise InputError(f"{path.parent} is not a directory; create it first, or choose another place for the report")
+    try:
+        if path.is_dir():
+            raise InputError(f"{path} is a directory; choose another name for the report")
+        if not path.parent.is_dir():
+            raise InputError(
+                f"{path.parent} is not a directory; create it first, or choose another place for the report"
+            )
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}); choose another place for the report") from None
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise InputError(f"{path.parent} is not writable; choose another place for the report")
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, MedVLMError, plain
+from ..files import real_path
 from .outcome import Outcome
 
 try:
@@ -128,18 +129,29 @@ def open_results(path: Path, header: Header) -> Iterator[Results]:
         yield results
 
 
-def check_outside(path: Path, bundle: Path) -> None:
-    """Raise `InputError` for a path in the bundle, which would be damaged by a file that is no part of it."""
-    if bundle.resolve() in path.resolve().parents:
-        raise InputError(f"{path} would lie in the bundle {bundle}; choose another place for it")
+def check_places(bundle: Path, places: Mapping[str, Path | None]) -> None:
+    """Raise `InputError` for a path in the bundle, which it would damage, and for one path that is given twice.
+
+    places: what is written, by its option; None where that was not given.
+    """
+    taken: dict[Path, str] = {}
+    for option, path in places.items():
+        if path is None:
+            continue
+        target = real_path(path)
+        if real_path(bundle) in target.parents:
+            raise InputError(f"{path} would lie in the bundle {bundle}; choose another place for it")
+        if target in taken:
+            raise InputError(f"{path} is given for {taken[target]} and {option}; give each a file of its own")
+        taken[target] = option
 
 
 def _opened(path: Path) -> Any:
-    if not path.parent.is_dir():
-        raise InputError(f"{path.parent} is not a directory; create it first, or choose another place for --out")
-    if os.path.lexists(path) and not path.is_file():
-        raise InputError(f"{path} is not a file; choose another name for --out")
     try:
+        if not path.parent.is_dir():
+            raise InputError(f"{path.parent} is not a directory; create it first, or choose another place for --out")
+        if os.path.lexists(path) and not path.is_file():
+            raise InputError(f"{path} is not a file; choose another name for --out")
         # Unbuffered, and each write goes to the end.
         return path.open("a+b", buffering=0)
     except OSError as error:

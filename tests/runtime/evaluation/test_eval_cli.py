@@ -237,6 +237,32 @@ def test_nothing_is_written_into_the_bundle(demo_bundle: Path, dataset: Path, ou
         assert "would lie in the bundle" in refusal(evaluate(demo_bundle, dataset, *options))
 
 
+@pytest.mark.parametrize("option", ["--report", "--audit"])
+def test_one_file_for_two_things_is_refused(
+    demo_bundle: Path, dataset: Path, tmp_path: Path, option: str, whole: Answers
+) -> None:
+    out, link = tmp_path / "results.html", tmp_path / "link.html"
+    link.symlink_to(out)
+    evaluate(demo_bundle, dataset, "--out", out, "--questions", 2)
+    for name in (out, link):
+        line = refusal(evaluate(demo_bundle, dataset, "--out", out, option, name))
+        assert line.endswith(f"is given for --out and {option}; give each a file of its own")
+    assert texts(answers(out)) == {key: whole[key]["text"] for key in ("0", "1")}
+
+
+def test_loop_of_links_is_refused(demo_bundle: Path, dataset: Path, out: Path) -> None:
+    out.symlink_to(out)
+    assert "is not a file" in refusal(evaluate(demo_bundle, dataset, "--out", out))
+    batch = ["batch", demo_bundle, dataset.parent / "images", "-q", "Which?", "--out", out]
+    assert "is not a file" in refusal(CliRunner().invoke(main, [*map(str, batch)]))
+
+
+def test_pipe_is_no_dataset(demo_bundle: Path, dataset: Path, tmp_path: Path, out: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    line = refusal(evaluate(demo_bundle, tmp_path / "pipe", "--images", dataset.parent, "--out", out))
+    assert line == f"Error: {tmp_path / 'pipe'} is not a file; give a dataset's JSON, JSONL or CSV file"
+
+
 def test_results_of_another_bundle_dataset_or_setting_are_refused(
     demo_bundle: Path, tiny_bundle: Path, dataset: Path, tmp_path: Path, out: Path
 ) -> None:

@@ -122,6 +122,24 @@ def test_nothing_is_fetched_and_nothing_is_run(opened: Bundle, items: list[Datas
     assert not names & {"href", "onload", "onclick", "srcset"}
 
 
+def test_text_that_is_no_utf8_and_windows_lines_are_shown(
+    opened: Bundle, items: list[DatasetItem], tmp_path: Path
+) -> None:
+    items[1] = dataclasses.replace(items[1], subset="CT \ud800", problem=PROBLEM.replace("\n", "\r\n"))
+    found = {"1": said(1, "B")}
+    write_report(tmp_path / "r.html", opened, Path("own.json"), items, found, score_all(items, found))
+    content = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "CT \ufffd" in content
+    assert "Which is it?\nA) MRI\nB) CT &lt;b&gt;" in content
+
+
+def test_name_may_be_as_long_as_names_can_be(opened: Bundle, items: list[DatasetItem], tmp_path: Path) -> None:
+    path = tmp_path / f"{'x' * 250}.html"
+    check_report(path)
+    write_report(path, opened, Path("own.json"), items, {}, score_all(items, {}))
+    assert path.stat().st_size
+
+
 def test_pictures_are_scaled_down_in_their_proportions(items: list[DatasetItem]) -> None:
     source = picture(items[0].images[0])
     assert source
@@ -164,7 +182,14 @@ def test_command_writes_the_page_beside_its_table(demo_bundle: Path, demo_items:
 
 
 @pytest.mark.parametrize(
-    ("name", "says"), [("r.txt", "ends in .html"), (".", "ends in .html"), ("absent/r.html", "is not a directory")]
+    ("name", "says"),
+    [
+        ("r.txt", "ends in .html"),
+        (".", "ends in .html"),
+        ("absent/r.html", "is not a directory"),
+        ("x" * 300 + ".html", "cannot be written"),
+    ],
+    ids=lambda value: value[:12],
 )
 def test_name_that_will_not_do_is_refused(tmp_path: Path, name: str, says: str) -> None:
     with pytest.raises(InputError, match=says):

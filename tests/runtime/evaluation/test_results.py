@@ -176,6 +176,7 @@ def test_places_that_hold_no_file_are_refused(tmp_path: Path) -> None:
         assert "is not a file" in refusal(place)
     assert "is not a directory; create it first" in refusal(tmp_path / "absent" / "results.jsonl")
     assert "cannot be opened" in refusal(tmp_path / ("x" * 300))
+    assert "cannot be opened" in refusal(tmp_path / ("x" * 300) / "results.jsonl")
 
 
 @pytest.fixture
