@@ -29,7 +29,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from .dicom.load import HEAD_BYTES, is_dicom, open_file, open_folder
+from .dicom.load import open_file, open_folder
+from .dicom.preamble import HEAD_BYTES, is_dicom
 from .dicom.view import DEFAULT_VIEW, View
 from .errors import InputError, plain
 from .image_limits import MAX_FILE_BYTES, MAX_PIXELS

@@ -24,17 +24,13 @@ from ..errors import InputError, MedVLMError, plain
 from ..image_limits import MAX_FILE_BYTES, MAX_PIXELS
 from .child import CPU_SECONDS
 from .montage import compose
+from .preamble import PROGRAM, is_program
 from .series import MOST_FILES
 from .view import View
 
 # Its time to compute is limited to less; this is for one that waits, or on a machine that is busy with other things.
 DEADLINE_SECONDS = 120.0
-MARK_AT = 128
-MARK = b"DICM"
-HEAD_BYTES = MARK_AT + len(MARK)
 
-# The preamble may hold anything, so a file may be a program as well: Windows', Linux', macOS', a script.
-_PROGRAMS = (b"MZ", b"\x7fELF", b"\xfe\xed\xfa", b"\xce\xfa\xed\xfe", b"\xcf\xfa\xed\xfe", b"\xca\xfe\xba\xbe", b"#!")
 _PACKAGES = ("pydicom", "pylibjpeg")
 _MOST_TEXT = 300
 _MOST_ANSWER = 2**16
@@ -67,15 +63,10 @@ class _Form:
     size: tuple[int, ...]
 
 
-def is_dicom(head: bytes) -> bool:
-    """Whether a file that starts with these bytes is DICOM Part 10."""
-    return head[MARK_AT:HEAD_BYTES] == MARK
-
-
 def open_file(source: Path | bytes, head: bytes, name: str, view: View) -> Opened:
     """A DICOM file, whose first bytes are `head`: a path is opened by the child. Raises `InputError` about `name`."""
-    if head.startswith(_PROGRAMS):
-        raise InputError(f"{name} has a program in front of its DICOM content; it may be malware: do not open it")
+    if is_program(head):
+        raise InputError(f"{name} {PROGRAM}")
     if isinstance(source, bytes):
         return _open([], source, name, view)
     return _open([source], b"", name, view)

@@ -1,5 +1,6 @@
 """The slices of a folder in their order in space. Runs in the child process."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 from ..errors import InputError
 from .frames import open_dataset
 from .header import MOST_FRAMES, Dataset, element, integer, numbers
+from .preamble import HEAD_BYTES, PROGRAM, is_dicom, is_program
 
 MOST_FILES = 5000
 
@@ -45,6 +47,8 @@ class Series:
 
 def read_series(paths: Sequence[Path]) -> Series:
     """Look at the headers of a folder's files. Raises `InputError` where they are not the slices of one series."""
+    for path in paths:
+        _check_preamble(path)
     found = [one for path in paths if (one := _read_slice(path)) is not None]
     if not found:
         raise InputError(f"holds no DICOM image among its {len(paths)} files; give the folder of one series")
@@ -77,6 +81,14 @@ def spread(count: int, wanted: int) -> list[int]:
     if count <= wanted:
         return list(range(count))
     return [(2 * part + 1) * count // (2 * wanted) for part in range(wanted)]
+
+
+def _check_preamble(path: Path) -> None:
+    """Raise `InputError` for a DICOM file that is a program too; one that is no DICOM is left out like any other."""
+    with contextlib.suppress(OSError), path.open("rb") as stream:
+        head = stream.read(HEAD_BYTES)
+        if is_dicom(head) and is_program(head):
+            raise InputError(f"holds {path.name}, which {PROGRAM}")
 
 
 def _read_slice(path: Path) -> Slice | None:

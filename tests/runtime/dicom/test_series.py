@@ -76,6 +76,16 @@ def test_what_is_no_image_is_left_out_and_said(series: Path) -> None:
     assert "10 slices" in notes[0]
 
 
+def test_slice_that_is_a_program_is_refused(series: Path, refusal: Refusal) -> None:
+    (series / "viewer.exe").write_bytes(b"MZ" + bytes(500))  # beside the images of a CD: left out
+    assert "10 slices" in load_image(series, View(montage=(2, 2))).notes[0]
+    content = (series / "IM7").read_bytes()
+    (series / "IM7").write_bytes(b"MZ" + content[2:])
+    assert refusal(series, View(montage=(2, 2))) == (
+        f"{series} holds IM7, which has a program in front of its DICOM content; it may be malware: do not open it"
+    )
+
+
 def test_slice_that_is_damaged_further_on_is_named(series: Path, refusal: Refusal) -> None:
     content = (series / "IM7").read_bytes()
     (series / "IM7").write_bytes(content[:-10])
