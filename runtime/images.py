@@ -23,7 +23,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, BinaryIO, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,7 @@ from .dicom.preamble import HEAD_BYTES, is_dicom
 from .dicom.view import DEFAULT_VIEW, View
 from .errors import InputError, plain
 from .image_limits import MAX_FILE_BYTES, MAX_PIXELS
+from .metered import Metered
 
 ImageSource: TypeAlias = Image.Image | str | os.PathLike[str] | bytes | npt.NDArray[Any]
 
@@ -167,8 +168,11 @@ def _load_stream(stream: BinaryIO, source: Path | bytes, name: str, view: View) 
         opened = open_file(source, head, name, view)
         return LoadedImage(opened.pixels, opened.notes)
     _check_default(view, name)
-    with _one_line_errors(name), Image.open(stream, formats=FORMATS) as image:
+    metered = Metered(stream, name)
+    with _one_line_errors(name), Image.open(cast("BinaryIO", metered), formats=FORMATS) as image:
+        metered.expect_pages()
         notes = _frame_notes(image, name)
+        metered.expect_pixels(jpeg=image.format in ("JPEG", "MPO"))
         return LoadedImage(_checked_upright_rgb(image, name), notes)
 
 
@@ -246,8 +250,14 @@ def _to_rgb(image: Image.Image, name: str, *, zero_is_white: bool = False) -> Im
 
 
 def _over_white(image: Image.Image) -> Image.Image:
-    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    shown = Image.new("RGB", image.size)
+    # In strips: whole, 100 megapixels would take two gigabytes.
+    height = max(1, _SCALED_AT_ONCE // image.width)
+    for top in range(0, image.height, height):
+        strip = image.crop((0, top, image.width, min(top + height, image.height))).convert("RGBA")
+        white = Image.new("RGBA", strip.size, (255, 255, 255, 255))
+        shown.paste(Image.alpha_composite(white, strip).convert("RGB"), (0, top))
+    return shown
 
 
 def _from_array(array: npt.NDArray[Any]) -> Image.Image:
