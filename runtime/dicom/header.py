@@ -97,14 +97,15 @@ def read_header(dataset: Dataset) -> Header:
 
 def read_greys(dataset: Dataset, header: Header, frame: int, window: VoiWindow | None) -> Greys:
     """How the stored values of a frame, counted from 0, become greys: in `window`, or as the file says."""
-    values = _macro(dataset, frame, "PixelValueTransformationSequence")
-    voi = window or _read_voi(_macro(dataset, frame, "FrameVOILUTSequence"), header)
+    modality = _read_modality(_macro(dataset, frame, "PixelValueTransformationSequence"), header)
+    signed = _may_be_negative(modality, header)
+    voi = window or _read_voi(_macro(dataset, frame, "FrameVOILUTSequence"), signed=signed)
     padding = None
     if "PixelPaddingValue" in dataset:
-        value = _signed(integer(dataset, "PixelPaddingValue", -(2**15), 2**16), header)
-        limit = _signed(integer(dataset, "PixelPaddingRangeLimit", -(2**15), 2**16, value), header)
+        value = _signed(integer(dataset, "PixelPaddingValue", -(2**15), 2**16), signed=header.signed)
+        limit = _signed(integer(dataset, "PixelPaddingRangeLimit", -(2**15), 2**16, value), signed=header.signed)
         padding = (min(value, limit), max(value, limit))
-    return Greys(_read_modality(values, header), voi, padding, header.photometric == "MONOCHROME1")
+    return Greys(modality, voi, padding, header.photometric == "MONOCHROME1")
 
 
 def read_palette(dataset: Dataset, header: Header) -> tuple[Lut, Lut, Lut]:
@@ -112,7 +113,8 @@ def read_palette(dataset: Dataset, header: Header) -> tuple[Lut, Lut, Lut]:
     if "RedPaletteColorLookupTableData" not in dataset and "SegmentedRedPaletteColorLookupTableData" in dataset:
         raise InputError("has a segmented palette, which is not read; save it as RGB")
     names = [f"{colour}PaletteColorLookupTable" for colour in _COLOURS_OF_PALETTE]
-    red, green, blue = (_read_lut(dataset, f"{name}Descriptor", f"{name}Data", header) for name in names)
+    signed = header.signed
+    red, green, blue = (_read_lut(dataset, f"{name}Descriptor", f"{name}Data", signed=signed) for name in names)
     return red, green, blue
 
 
@@ -190,18 +192,27 @@ def _macro(dataset: Dataset, frame: int, sequence: str) -> Dataset:
 
 def _read_modality(item: Dataset, header: Header) -> Rescale | Lut:
     if luts := item.get("ModalityLUTSequence"):
-        return _read_lut(luts[0], "LUTDescriptor", "LUTData", header)
+        return _read_lut(luts[0], "LUTDescriptor", "LUTData", signed=header.signed)
     slope, intercept = numbers(item, "RescaleSlope") or (1.0,), numbers(item, "RescaleIntercept") or (0.0,)
     if slope[0] == 0 or max(abs(slope[0]), abs(intercept[0])) > 1e30:
         raise InputError(f"has a rescale slope of {slope[0]:g} and an intercept of {intercept[0]:g}; it is damaged")
     return Rescale(slope[0], intercept[0])
 
 
-def _read_voi(item: Dataset, header: Header) -> VoiWindow | Lut | None:
+def _may_be_negative(modality: Rescale | Lut, header: Header) -> bool:
+    """Whether values after the modality LUT may be, so that a VOI LUT's first one is signed (PS3.3, C.11.2.1.1)."""
+    if isinstance(modality, Lut):
+        return False
+    least = -(2 ** (header.bits_stored - 1)) if header.signed else 0
+    ends = (least, least + 2**header.bits_stored - 1)
+    return min(end * modality.slope + modality.intercept for end in ends) < 0
+
+
+def _read_voi(item: Dataset, *, signed: bool) -> VoiWindow | Lut | None:
     """The first VOI LUT, else the first window; None where there is none that can be used."""
     luts = item.get("VOILUTSequence")
     if luts and "LUTData" in luts[0]:
-        return _read_lut(luts[0], "LUTDescriptor", "LUTData", header)
+        return _read_lut(luts[0], "LUTDescriptor", "LUTData", signed=signed)
     center, width = numbers(item, "WindowCenter"), numbers(item, "WindowWidth")
     function = _FUNCTIONS.get(word(item, "VOILUTFunction", _FUNCTIONS), "LINEAR")
     if center is None or width is None or width[0] < (1 if function == "LINEAR" else 1e-9):
@@ -212,8 +223,11 @@ def _read_voi(item: Dataset, header: Header) -> VoiWindow | Lut | None:
 _FUNCTIONS: dict[str, Function] = {"LINEAR": "LINEAR", "LINEAR_EXACT": "LINEAR_EXACT", "SIGMOID": "SIGMOID"}
 
 
-def _read_lut(item: Dataset, descriptor: str, data: str, header: Header) -> Lut:
-    """A lookup table (PS3.3 2024, C.11.1.1.1): its descriptor is (entries, 0 for 65,536; first value; bits)."""
+def _read_lut(item: Dataset, descriptor: str, data: str, *, signed: bool) -> Lut:
+    """A lookup table (PS3.3 2024, C.11.1.1.1): its descriptor is (entries, 0 for 65,536; first value; bits).
+
+    signed: whether the values that are looked up are.
+    """
     form = numbers(item, descriptor)
     if form is None or len(form) != 3 or not 1 <= form[2] <= 16 or not 0 <= form[0] <= 65535:
         raise InputError(f"has no usable {descriptor} in its header; it is damaged")
@@ -221,7 +235,7 @@ def _read_lut(item: Dataset, descriptor: str, data: str, header: Header) -> Lut:
     entries = _entries(item, data, count)
     if len(entries) != count:
         raise InputError(f"has a lookup table of {len(entries)} entries, where {count} should be; it is damaged")
-    return Lut(_signed(int(form[1]), header), tuple(entries), int(form[2]))
+    return Lut(_signed(int(form[1]), signed=signed), tuple(entries), int(form[2]))
 
 
 def _entries(item: Dataset, keyword: str, count: int) -> list[int]:
@@ -236,6 +250,6 @@ def _entries(item: Dataset, keyword: str, count: int) -> list[int]:
     return [min(max(int(number), 0), 65535) for number in found or ()]
 
 
-def _signed(value: int, header: Header) -> int:
-    """A stored value that was read as unsigned, where stored values are signed."""
-    return value - 2**16 if header.signed and value >= 2**15 else value
+def _signed(value: int, *, signed: bool) -> int:
+    """A value that was read as unsigned, where its like are signed."""
+    return value - 2**16 if signed and value >= 2**15 else value

@@ -134,6 +134,24 @@ def test_lookup_tables_of_signed_pixels_may_start_below_zero(make: Make) -> None
     assert decoded(content).notes == ["is shown by its own VOI LUT"]
 
 
+@pytest.mark.parametrize(
+    ("stored", "intercept", "first"),
+    [
+        ([-2048, -2047, -2046], 42048, 40000),  # signed, and never negative once rescaled
+        ([0, 1, 2], -1024, 2**16 - 1024),  # unsigned, and negative: -1024 in 16 bits
+    ],
+)
+def test_first_value_of_a_voi_lut_is_signed_as_the_rescaled_values_are(
+    make: Make, stored: list[int], intercept: int, first: int
+) -> None:
+    lut = pydicom.Dataset()
+    lut.add_new("LUTDescriptor", "US", [3, first, 8])
+    lut.add_new("LUTData", "OW", b"\x00\x00\x80\x00\xff\x00")
+    pixels = np.array([stored], np.int16 if stored[0] < 0 else np.uint16)
+    content = make(pixels, RescaleSlope=1, RescaleIntercept=intercept, VOILUTSequence=[lut])
+    assert levels(content) == [[0, 128, 255]]
+
+
 def test_palette_of_more_than_256_colours_is_whole(make: Make) -> None:
     palette = {}
     for colour, values in (("Red", range(512)), ("Green", [0] * 512), ("Blue", range(511, -1, -1))):
