@@ -17,6 +17,7 @@ scaling: Pillow itself keeps the high byte of each sample.
 
 import contextlib
 import io
+import logging
 import os
 import stat
 import warnings
@@ -41,6 +42,9 @@ ImageSource: TypeAlias = Image.Image | str | os.PathLike[str] | bytes | npt.NDAr
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 FORMAT_NAMES = "PNG, JPEG, BMP, TIFF, WebP and DICOM"
 BIT_DEPTHS = (8, 10, 12, 14, 16)
+
+# It logs the tags of TIFF and EXIF, which may name a person, wherever an application logs all.
+logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.INFO)
 
 # TIFF's PhotometricInterpretation, and its value where zero is white.
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
@@ -235,7 +239,10 @@ def _checked_upright_rgb(image: Image.Image, name: str) -> Image.Image:
     # Pillow turns the levels of 8-bit TIFFs whose zero is white, and leaves deeper ones; turning upright loses the tag.
     zero_is_white = getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO
     with _one_line_errors(name):
-        return _to_rgb(ImageOps.exif_transpose(image), name, zero_is_white=zero_is_white)
+        upright = _to_rgb(ImageOps.exif_transpose(image), name, zero_is_white=zero_is_white)
+    # Texts may name a person, and Pillow writes a JPEG's comment into what is saved of its pixels.
+    upright.info = {}
+    return upright
 
 
 def _to_rgb(image: Image.Image, name: str, *, zero_is_white: bool = False) -> Image.Image:

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import os
 import socket
 import struct
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from medvlm.runtime import images
 from medvlm.runtime.errors import InputError
 from medvlm.runtime.images import load_image
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, PngImagePlugin
 
 KINDS = ["PNG", "JPEG", "BMP", "TIFF", "WEBP"]
 
@@ -403,6 +404,40 @@ def test_other_files_are_refused_and_the_formats_named(content: bytes, tmp_path:
     path.write_bytes(content)
     expected = "is not an image, or is damaged at its start; PNG, JPEG, BMP, TIFF, WebP and DICOM are read"
     assert refusal(path) == f"{path} {expected}"
+
+
+# Texts
+
+
+def named(kind: str) -> bytes:
+    """A file with a name in each text that its format has."""
+    exif, text = Image.Exif(), PngImagePlugin.PngInfo()
+    exif[270] = exif[315] = "PLANTED"
+    text.add_text("PLANTED", "PLANTED")
+    options: dict[str, dict[str, Any]] = {
+        "PNG": {"pnginfo": text},
+        "JPEG": {"comment": b"PLANTED"},
+        "TIFF": {"tiffinfo": {270: "PLANTED", 315: "PLANTED"}},
+    }
+    return file_of(picture(), kind, exif=exif, **options.get(kind, {}))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP"])
+def test_names_in_a_files_texts_are_neither_logged_nor_kept(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    content = named(kind)
+    assert b"PLANTED" in content
+    caplog.clear()
+    with caplog.at_level(logging.DEBUG):
+        loaded = load_image(content)
+    assert "PLANTED" not in caplog.text
+    assert loaded.pixels.info == {}
+    assert b"PLANTED" not in file_of(loaded.pixels, "JPEG") + file_of(loaded.pixels, "PNG")
+
+
+def test_pillow_images_keep_their_texts() -> None:
+    image = Image.open(io.BytesIO(named("JPEG")))
+    assert load_image(image).pixels.info == {}
+    assert image.info["comment"] == b"PLANTED"
 
 
 # Too many pixels
