@@ -29,7 +29,6 @@ def show_stream(stream: Stream, *, quiet: bool = False) -> Answer:
         for piece in stream:
             if not quiet:
                 click.echo(harmless(reasoning.feed(piece)), nl=False)
-                sys.stdout.flush()
     if not quiet:
         click.echo(harmless(reasoning.flush().rstrip()) + "\n")
     return stream.answer
@@ -73,7 +72,7 @@ def vote_lines(vote: Vote) -> str:
 
 def status(line: str) -> None:
     """Say what is going on where a person waits at a terminal."""
-    if sys.stderr.isatty():
+    if sys.stderr is not None and sys.stderr.isatty():
         click.echo(f"{line} ...", err=True)
 
 

@@ -539,6 +539,15 @@ def test_installed_command_fails_in_one_line_without_onnxruntime_s_own_log(bundl
     assert result.stderr.startswith("Error: onnxruntime failed at the vision encoder")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
+@pytest.mark.parametrize("closing", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_standard_output_is_no_fault(tiny_bundle: Path, image_path: Path, closing: str) -> None:
+    ask_there = [sys.executable, "-c", "from medvlm.runtime.cli import main; main()", "ask", tiny_bundle, image_path]
+    shell = ["sh", "-c", f'"$@" {closing}', "sh", *ask_there, "-q", QUESTION, "--max-new-tokens", "4"]
+    result = subprocess.run([*map(str, shell)], capture_output=True, text=True)
+    assert (result.returncode, "Traceback" in result.stderr) == (0, False)
+
+
 def test_closed_standard_input_is_one_line(tiny_bundle: Path, image_path: Path) -> None:
     words = [Path(sys.executable).with_name("medvlm"), "ask", tiny_bundle, image_path, "-q", "-"]
     result = subprocess.run(
