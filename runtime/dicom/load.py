@@ -32,7 +32,8 @@ from .view import View
 DEADLINE_SECONDS = 120.0
 
 _PACKAGES = ("pydicom", "pylibjpeg")
-_MOST_TEXT = 300
+# The longest is the list of the frames of a 10x10 montage.
+_MOST_TEXT = 1000
 _MOST_ANSWER = 2**16
 # Stand-ins for the packages above this one: their own __init__ would load the model's code for nothing.
 _BOOT = """

@@ -113,6 +113,11 @@ def test_montage_of_a_cine_takes_frames_evenly(make: Make, tmp_path: Path) -> No
     assert loaded.notes == (f"{path} has 10 frames; shown: 3, 8",)
 
 
+def test_note_of_the_largest_montage_is_whole(make: Make) -> None:
+    cine = np.zeros((10_000, 1, 4), np.uint16)
+    assert load_image(make(cine), View(montage=(10, 10))).notes[0].endswith(", 9751, 9851, 9951")
+
+
 def test_pydicoms_own_series_is_in_order(sample: Callable[[str], Path]) -> None:
     """Its slices lie 5 mm apart; the file names say nothing."""
     names = [f"dicomdirtests/98892001/CT5N/{n}" for n in (2062, 2392, 2693, 3023, 3353)]
