@@ -86,7 +86,10 @@ def open_folder(folder: Path, name: str, view: View) -> Opened:
 
 def _may_be_slice(entry: os.DirEntry[str]) -> bool:
     hidden = entry.name.startswith(".") or entry.name.upper() == "DICOMDIR"
-    return not hidden and entry.is_file() and entry.stat().st_size <= MAX_FILE_BYTES
+    # A link that leads nowhere, or to itself, is no slice.
+    with contextlib.suppress(OSError):
+        return not hidden and entry.is_file() and entry.stat().st_size <= MAX_FILE_BYTES
+    return False
 
 
 def _open(paths: Sequence[Path], content: bytes, name: str, view: View, *, folder: bool = False) -> Opened:

@@ -71,6 +71,8 @@ def test_what_is_no_image_is_left_out_and_said(series: Path) -> None:
     (series / "DICOMDIR").write_bytes(b"x")
     (series / ".hidden").write_bytes(b"x")
     (series / "folder").mkdir()
+    for link, target in (("circle", "circle"), ("gone", "nowhere"), ("device", "/dev/zero")):
+        (series / link).symlink_to(target)
     notes = load_image(series, View(AS_STORED, montage=(1, 1))).notes
     assert notes[1] == f"{series} has 2 files that are no DICOM images and were left out"
     assert "10 slices" in notes[0]
