@@ -86,6 +86,12 @@ def read_header(dataset: Dataset) -> Header:
         raise InputError(
             f"stores {header.bits_stored} of {header.bits_allocated} bits a sample; 1 to 16 of 1, 8 or 16 are read"
         )
+    highest = integer(dataset, "HighBit", 0, 63, header.bits_stored - 1)
+    if highest >= header.bits_stored:
+        raise InputError(
+            f"stores {header.bits_stored} bits from bit {highest} down, as was allowed once; they are read from bit "
+            f"{header.bits_stored - 1} down: export it again"
+        )
     if header.samples != (3 if header.photometric in COLOURS else 1) or not header.photometric:
         raise InputError(
             f"has {header.samples} samples a pixel of the photometric interpretation "

@@ -176,6 +176,7 @@ def test_planes_of_colours_are_put_together(make: Make) -> None:
     [
         ({"BitsAllocated": 32, "BitsStored": 32}, "stores 32 of 32 bits a sample"),
         ({"BitsStored": 17}, "stores 17 of 16 bits a sample"),
+        ({"BitsStored": 12, "HighBit": 15}, "stores 12 bits from bit 15 down"),
         ({"PhotometricInterpretation": "RGB"}, "has 1 samples a pixel of the photometric interpretation RGB"),
         ({"PhotometricInterpretation": "DOE"}, "interpretation that it lacks or that is unknown"),
         ({"SamplesPerPixel": 5}, "has a SamplesPerPixel of 5 in its header"),
