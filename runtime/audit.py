@@ -28,8 +28,10 @@ from typing import Any, BinaryIO
 from .errors import InputError, MedVLMError
 from .file_lock import locked
 
-MAX_LINE_BYTES = 1 << 16
+# As many digests of images as a context holds.
+MAX_LINE_BYTES = 1 << 20
 _KEY_BYTES = 32
+_KEY_FILE_BYTES = 1 << 10
 
 
 @dataclass(frozen=True)
@@ -70,12 +72,13 @@ class AuditLog:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if not path.parent.is_dir():
-            raise InputError(f"{path.parent} is not a directory; create it before --audit")
-        if path.exists() and not path.is_file():
-            raise InputError(f"{path} is not a file; give --audit another one")
+        _check_place(path)
         with self._opened() as file:
-            self._key = _make_key(path) if _is_new(path, file) else read_key(key_path(path))
+            if _is_new(path, file):
+                self._key = secrets.token_bytes(_KEY_BYTES)
+                self._begin()
+            else:
+                self._key = read_key(key_path(path))
             self._end(file)
 
     def digest(self, size: tuple[int, int], pixels: bytes) -> str:
@@ -85,9 +88,13 @@ class AuditLog:
     def append(self, entry: Entry) -> None:
         """Add a line and wait until the disk has it. Raises `MedVLMError` where it cannot be added whole."""
         with self._opened() as file:
+            if read_key(key_path(self.path)) != self._key:
+                raise InputError(f"{self.path} was begun anew by others; start again to add to it")
             end = self._end(file)
             body = {"line": end.lines + 1, **dataclasses.asdict(entry), "previous": end.last}
             line = sealed(self._key, body)
+            if len(line) >= MAX_LINE_BYTES:
+                raise MedVLMError(f"a line of {len(line)} bytes is too long for the audit log; ask about fewer images")
             _write_whole(file, line + b"\n")
             self._write_head(Head(end.lines + 1, line_digest(line)))
 
@@ -100,29 +107,33 @@ class AuditLog:
         except OSError as error:
             raise MedVLMError(f"cannot write the audit log {self.path}: {error.strerror or error}") from error
 
+    def _begin(self) -> None:
+        """Write the head of an empty log, then its key: a key whose head is gone tells that lines are gone too."""
+        self._write_head(EMPTY)
+        _write_private(key_path(self.path), self._key.hex().encode() + b"\n")
+
     def _end(self, file: BinaryIO) -> Head:
-        """The log's end, which must be its head's. A line more is what a killed process leaves: it is whole."""
-        head = read_head(self.path, self._key) or EMPTY
-        last = _last_line(file)
-        body = None if last is None else unsealed(self._key, last, "line")
+        """The log's end, which must be its head's.
+
+        A line more is whole: a killed process leaves it, and a full disk. The head is brought up to it.
+        """
+        head, last = read_head(self.path, self._key), _last_line(file)
         if last is None and head == EMPTY:
             return EMPTY
-        if last is not None and body is not None:
-            found = Head(body["line"], line_digest(last))
-            if found == head or (found.lines, body["previous"]) == (head.lines + 1, head.last):
+        body = unsealed(self._key, last or b"", "line")
+        if head is not None and body is not None:
+            found = Head(body["line"], line_digest(last or b""))
+            if found == head:
+                return found
+            if (found.lines, body["previous"]) == (head.lines + 1, head.last):
+                self._write_head(found)
                 return found
         raise InputError(
             f"{self.path} does not end as it was left; see medvlm audit verify, and give --audit a new file"
         )
 
     def _write_head(self, head: Head) -> None:
-        temporary = head_path(self.path).with_name(f"{self.path.name}.head.new")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(sealed(self._key, dataclasses.asdict(head)) + b"\n")
-            _flush(file)
-        temporary.replace(head_path(self.path))
-        _flush_folder(self.path.parent)
+        _write_private(head_path(self.path), sealed(self._key, dataclasses.asdict(head)) + b"\n")
 
 
 def key_path(log: Path) -> Path:
@@ -138,7 +149,7 @@ def head_path(log: Path) -> Path:
 def read_key(path: Path) -> bytes:
     """The key in a file. Raises `InputError`."""
     try:
-        key = bytes.fromhex(path.read_text(encoding="ascii").strip())
+        key = bytes.fromhex(_read_start(path, _KEY_FILE_BYTES).decode("ascii").strip())
     except OSError as error:
         raise InputError(f"cannot read the audit log's key {path}: {error.strerror}; put it back") from None
     except ValueError:
@@ -151,7 +162,7 @@ def read_key(path: Path) -> bytes:
 def read_head(log: Path, key: bytes) -> Head | None:
     """The log's head; None where there is none, or one that the key did not seal. Raises OSError."""
     try:
-        content = head_path(log).read_bytes()[:MAX_LINE_BYTES]
+        content = _read_start(head_path(log), MAX_LINE_BYTES)
     except FileNotFoundError:
         return None
     body = unsealed(key, content.removesuffix(b"\n"), "lines")
@@ -182,18 +193,42 @@ def line_digest(line: bytes) -> str:
     return hashlib.sha256(line).hexdigest()
 
 
+def _check_place(path: Path) -> None:
+    """Raise `InputError` where no log can be."""
+    try:
+        if not path.parent.is_dir():
+            raise InputError(f"{path.parent} is not a directory; create it before --audit")
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path} is not a file; give --audit another one")
+    except OSError as error:
+        raise InputError(f"{path} cannot be an audit log ({error.strerror}); give --audit another file") from None
+
+
 def _is_new(path: Path, file: BinaryIO) -> bool:
-    return not file.seek(0, os.SEEK_END) and not key_path(path).exists() and not head_path(path).exists()
+    """Whether a log is to be begun: also where a process was killed before the key was there."""
+    if file.seek(0, os.SEEK_END) or key_path(path).exists():
+        return False
+    head = head_path(path)
+    return not head.exists() or _read_start(head, MAX_LINE_BYTES).startswith(b'{"lines": 0,')
 
 
-def _make_key(path: Path) -> bytes:
-    key = secrets.token_bytes(_KEY_BYTES)
-    descriptor = os.open(key_path(path), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(key.hex().encode() + b"\n")
-        _flush(file)
+def _read_start(path: Path, size: int) -> bytes:
+    with path.open("rb") as file:
+        return file.read(size)
+
+
+def _write_private(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, for its owner only, and wait until the disk has it."""
+    temporary = path.with_name(f"{path.name}.new")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            _flush(file)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
     _flush_folder(path.parent)
-    return key
 
 
 def _last_line(file: BinaryIO) -> bytes | None:

@@ -1,5 +1,6 @@
 """Whether an audit log is as it was written: no line changed, added, removed, moved or cut off."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,16 @@ from .audit import EMPTY, MAX_LINE_BYTES, Head, key_path, line_digest, read_head
 from .errors import InputError
 from .file_lock import locked
 
+# Another file than a log may have a fault a byte.
+_MOST_FAULTS = 100
+
 
 @dataclass(frozen=True)
 class Verdict:
-    """faults: one line each, empty where the log is whole. end: how far it goes and its last line's sha256."""
+    """faults: one line each, the first hundred of many; empty where the log is whole.
+
+    end: how far the log goes, and its last line's sha256.
+    """
 
     faults: tuple[str, ...]
     end: Head
@@ -29,10 +36,13 @@ def verify_log(path: Path, key: Path | None = None) -> Verdict:
         with path.open("rb") as file, locked(file):
             file.seek(0)
             chain = _Chain(secret)
-            faults = [fault for line in _lines(file) for fault in chain.follow(line)]
+            found = (fault for line in _lines(file) for fault in chain.follow(line))
+            faults = list(itertools.islice(found, _MOST_FAULTS))
+            more = sum(1 for _ in found)
             head = read_head(path, secret)
     except OSError as error:
         raise InputError(f"cannot read the audit log {path}: {error.strerror}") from None
+    faults += [f"and {more} faults more"] if more else []
     return Verdict((*faults, *_end_faults(head, chain)), chain.end)
 
 
@@ -78,8 +88,7 @@ def _end_faults(head: Head | None, chain: _Chain) -> Iterator[str]:
     """What is wrong with the end. One line more than the head knows is what a killed process leaves, and whole."""
     lines = chain.end.lines + chain.broken
     if head is None:
-        if chain.read:
-            yield "its head is missing or was changed: lines that are missing at the end do not show"
+        yield "its head is missing or was changed: lines that are missing at the end do not show"
     elif head.lines > lines:
         yield f"at the end, {_lines_are(head.lines - lines)} missing"
     elif head.lines + 1 < lines or (head.lines == chain.end.lines and head.last != chain.end.last):

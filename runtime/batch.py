@@ -16,13 +16,13 @@ from .batch_decoder import BatchDecoder
 from .context import check_fit
 from .decoder import Decoder, rounded_up
 from .decoding import Decoding
-from .errors import InputError
+from .errors import AuditError, InputError
 from .generate import Feed, Generation, Token
 from .prefix import ImageSpan
 from .processor import Request
 from .result import Answer
 from .session import one_line_failures
-from .stream import Progress, Transcript
+from .stream import Progress, Record, Transcript
 
 if TYPE_CHECKING:
     from .model import MedVLM
@@ -122,11 +122,17 @@ class _Batch:
         self._prefilled: _Prefilled | None = None
 
     def run(self) -> list[Answer]:
-        """Answer all."""
-        while len(self._members) < len(self._decoder.lengths) and self._seat(len(self._members)):
-            pass
-        while self._members:
-            self._step()
+        """Answer all. Where it cannot go on, the answers that were begun are recorded as stopped or failed."""
+        try:
+            while len(self._members) < len(self._decoder.lengths) and self._seat(len(self._members)):
+                pass
+            while self._members:
+                self._step()
+        except AuditError:
+            raise
+        except BaseException as error:
+            self._abandon("failed" if isinstance(error, Exception) else "stopped")
+            raise
         return [self._answers[number] for number in range(len(self._requests))]
 
     def _step(self) -> None:
@@ -166,9 +172,16 @@ class _Batch:
 
     def _end(self, number: int, transcript: Transcript) -> None:
         answer = transcript.answer()
-        record = self._model.recording(self._requests[number], self._decoding, self._votes[number])
-        record(answer.finish_reason, answer.timings.total_s, answer)
+        self._record(number)(answer.finish_reason, answer.timings.total_s, answer)
         self._answers[number] = answer
+
+    def _abandon(self, outcome: str) -> None:
+        for member in self._members:
+            if member.number not in self._answers:
+                self._record(member.number)(outcome, member.transcript.elapsed_s, None)
+
+    def _record(self, number: int) -> Record:
+        return self._model.recording(self._requests[number], self._decoding, self._votes[number])
 
     def _prefill(self, request: Request, progress: Progress) -> "_Prefilled":
         """The prompt of the request before, if it is the same; else a new one."""

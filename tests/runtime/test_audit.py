@@ -1,5 +1,7 @@
 """The audit log: what a line holds, that nothing else gets in, and that every change of it shows."""
 
+import contextlib
+import dataclasses
 import hashlib
 import hmac
 import json
@@ -14,8 +16,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from medvlm.runtime import InputError, MedVLM, MedVLMError
-from medvlm.runtime.audit import AuditLog, Entry
+from medvlm.runtime.audit import EMPTY, MAX_LINE_BYTES, AuditLog, Entry
 from medvlm.runtime.audit_verify import verify_log
+from medvlm.runtime.batch_decoder import BatchDecoder
 from medvlm.runtime.cli import main
 from medvlm.runtime.decoder import Decoder
 from medvlm.runtime.decoding import Decoding
@@ -179,6 +182,30 @@ def test_answer_that_failed_is_noted_as_that(
     assert [(line["outcome"], line["choice"]) for line in lines(log)] == [("failed", None)]
 
 
+@pytest.mark.parametrize(("error", "outcome"), [(KeyboardInterrupt, "stopped"), (RuntimeError, "failed")])
+def test_votes_that_were_begun_and_not_ended_have_a_line_each(
+    tiny_bundle: Path,
+    image_path: Path,
+    log: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[BaseException],
+    outcome: str,
+) -> None:
+    step, calls = BatchDecoder.step, []
+
+    def stop(decoder: BatchDecoder, token_ids: list[int]) -> Any:
+        calls.append(token_ids)
+        if len(calls) == 3:
+            raise error
+        return step(decoder, token_ids)
+
+    monkeypatch.setattr(BatchDecoder, "step", stop)
+    model = MedVLM.load(tiny_bundle, threads=1, audit=log)
+    with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else MedVLMError):
+        model.ask_batch([(image_path, f"{i}?") for i in range(3)], SHORT, batch_size=2)
+    assert [(line["outcome"], line["choice"]) for line in lines(log)] == [(outcome, None)] * 2
+
+
 def test_refused_question_is_no_answer(tiny_bundle: Path, log: Path) -> None:
     model = MedVLM.load(tiny_bundle, threads=1, audit=log)
     with pytest.raises(InputError):
@@ -235,6 +262,70 @@ except MedVLMError as error:
 def in_python(script: str, *words: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", script, *map(str, words)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def test_disk_that_holds_lines_and_no_head_ends_no_log(five: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last block of the log has room for some lines more, and a new file needs a block of its own."""
+    log, real_open = AuditLog(five), os.open
+
+    def full(path: Any, *rest: Any) -> int:
+        if str(path).endswith(".new"):
+            raise OSError(28, "No space left on device")
+        return real_open(path, *rest)
+
+    with monkeypatch.context() as context:
+        context.setattr(os, "open", full)
+        for i in range(3):
+            with pytest.raises(MedVLMError, match="No space left on device"):
+                log.append(entry(i))
+    assert verify_log(five).faults == ()
+    log.append(entry(9))
+    assert lines(five)[-1]["settings"] == {"seed": 9}
+    assert [line["line"] for line in lines(five)] == [1, 2, 3, 4, 5, 6, 7]
+    assert verify_log(five).faults == ()
+
+
+def test_head_that_does_not_fit_leaves_nothing_of_itself(five: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    log, before = AuditLog(five), sorted(five.parent.iterdir())
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        log._write_head(EMPTY)
+    assert sorted(five.parent.iterdir()) == before
+
+
+@pytest.mark.parametrize("written", [0, 1, 2])
+def test_log_that_was_killed_while_it_was_begun_is_begun_again(
+    log: Path, monkeypatch: pytest.MonkeyPatch, written: int
+) -> None:
+    """Before its head, before its key, and before its first line."""
+    real_replace, replaced = Path.replace, []
+
+    def killed(path: Path, target: Path) -> None:
+        if len(replaced) == written:
+            raise KeyboardInterrupt
+        replaced.append(target)
+        real_replace(path, target)
+
+    with monkeypatch.context() as context:
+        context.setattr(Path, "replace", killed)
+        with contextlib.suppress(KeyboardInterrupt):
+            AuditLog(log)
+    assert len(replaced) == written
+    AuditLog(log).append(entry(0))
+    assert verify_log(log).faults == ()
+
+
+def test_question_about_a_thousand_images_leaves_a_log_that_goes_on(log: Path) -> None:
+    many = dataclasses.replace(entry(0), images=("cd" * 32,) * 2000)
+    AuditLog(log).append(many)
+    AuditLog(log).append(entry(1))
+    with pytest.raises(MedVLMError, match="too long for the audit log; ask about fewer images"):
+        AuditLog(log).append(dataclasses.replace(entry(0), images=("cd" * 32,) * 20_000))
+    assert [line["line"] for line in lines(log)] == [1, 2]
+    assert verify_log(log).faults == ()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs limits on the size of files")
@@ -307,7 +398,7 @@ def swapped(x: list[bytes]) -> list[bytes]:
         (lambda x: [*x[:2], x[2][:50], *x[3:]], ["line 3 was changed, or added", "before line 4, 1 line is missing"]),
         (lambda x: [*x[:4], x[4][:50]], ["line 5 is cut off"]),
         (lambda x: [*x[:4], x[4][:-1]], ["line 5 is cut off"]),
-        (lambda x: [*x[:4], b"a" * 200_000, x[4]], ["line 5 is cut off"]),
+        (lambda x: [*x[:4], b"a" * (MAX_LINE_BYTES + 9), x[4]], ["line 5 is cut off"]),
     ],
 )  # fmt: skip
 def test_verify_names_what_was_done_to_a_log(
@@ -385,6 +476,42 @@ def test_nothing_is_added_to_a_log_that_does_not_end_as_it_was_left(
         AuditLog(five)
 
 
+@pytest.mark.parametrize("removed", [["", ".head"], ["", ".head", ".key"], [".key"], [".head"]])
+def test_log_that_was_removed_while_it_is_written_is_not_begun_anew(five: Path, removed: list[str]) -> None:
+    """Or its lines would be gone, and the new ones would verify under the same key."""
+    opened, key = AuditLog(five), five.with_name("audit.log.key").read_bytes()
+    for end in removed:
+        five.with_name(f"audit.log{end}").unlink()
+    with pytest.raises(InputError, match=r"does not end as it was left|put it back"):
+        opened.append(entry(6))
+    five.with_name("audit.log.key").write_bytes(key)
+    if "" in removed:
+        with pytest.raises(InputError, match="does not end as it was left"):
+            AuditLog(five)
+        assert verify_log(five).faults == (
+            "its head is missing or was changed: lines that are missing at the end do not show",
+        )
+
+
+def test_log_that_others_began_anew_gets_no_line_of_the_old_key(five: Path) -> None:
+    opened = AuditLog(five)
+    for path in list(five.parent.iterdir()):
+        path.unlink()
+    AuditLog(five).append(entry(0))
+    with pytest.raises(InputError, match="was begun anew by others"):
+        opened.append(entry(1))
+    assert verify_log(five).faults == ()
+
+
+def test_faults_of_another_file_do_not_fill_the_memory(five: Path) -> None:
+    five.write_bytes(b"\n" * 5000)
+    faults = verify_log(five).faults
+    assert faults[99:] == ("line 100 was changed, or added", "and 4900 faults more", EVERY_LINE_BROKEN)
+
+
+EVERY_LINE_BROKEN = "its head is not this log's: it was put back, or the log was"
+
+
 # Files
 
 
@@ -430,7 +557,7 @@ def test_log_without_its_key_is_not_begun_anew(five: Path) -> None:
         AuditLog(five)
 
 
-@pytest.mark.parametrize("where", ["absent/log", ".", "{bundle}/log"])
+@pytest.mark.parametrize("where", ["absent/log", ".", "{bundle}/log", f"{'n' * 300}", f"{'n' * 300}/log"])
 @pytest.mark.usefixtures("no_work")
 def test_place_where_no_log_can_be_is_refused_before_loading(
     bundle: Path, image_path: Path, tmp_path: Path, where: str
