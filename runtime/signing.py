@@ -53,8 +53,10 @@ def sign_bundle(directory: Path, key: Path) -> None:
 def signature_faults(directory: Path, public_key: Path) -> list[str]:
     """Every way in which a bundle is not what was signed, one line each.
 
-    Raises `InputError` for a public key that is none, and where model-signing is not installed.
+    Raises `InputError` for a public key that is none, where model-signing is not installed, and where no bundle is.
     """
+    if not directory.is_dir():
+        raise BundleError(f"{directory} is not a directory; give a bundle that medvlm-export wrote")
     verifying = _import("verifying")
     try:
         config = verifying.Config().use_elliptic_key_verifier(public_key=public_key).set_hashing_config(_files())
@@ -74,6 +76,9 @@ def signature_faults(directory: Path, public_key: Path) -> list[str]:
         # A warning about older signatures goes to standard output.
         with contextlib.redirect_stdout(io.StringIO()):
             config.verify(directory.resolve(), signature)
+    except OSError as error:
+        name = Path(error.filename).name if isinstance(error.filename, str) else "a file"
+        return [*shared, f"{name} cannot be read ({error.strerror}), so that the signature proves nothing"]
     except Exception as error:  # noqa: BLE001 - as above, and pydantic's for a file of another form
         return [*shared, _fault(error)]
     return shared
@@ -109,6 +114,9 @@ def _signer(key: Path) -> "Config":
         return signing.Config().use_elliptic_key_signer(private_key=key).set_hashing_config(_files())
     except OSError as error:
         raise InputError(f"cannot read the private key {key}: {error.strerror}; {_NEW_KEY}") from None
+    except AttributeError:
+        # The package asks a key of any other kind for its curve.
+        raise InputError(f"{key} cannot sign (it is no elliptic curve's key); {_NEW_KEY}") from None
     except Exception as error:  # noqa: BLE001 - cryptography raises several kinds without a common base
         reason = " ".join(str(error).split()).partition(". ")[0][:200]
         raise InputError(f"{key} cannot sign ({reason}); {_NEW_KEY}") from None

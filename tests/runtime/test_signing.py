@@ -1,6 +1,7 @@
 """Signed bundles: every change of one shows, and the signatures are those of OpenSSF's own package."""
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -265,6 +266,40 @@ def test_key_that_is_none_is_refused_in_one_line(bundle: Path, tmp_path: Path, c
     result = verify(bundle, key)
     assert (result.exit_code, result.stdout, len(result.stderr.splitlines())) == (2, "", 1)
     assert "public key" in result.stderr
+
+
+def test_key_of_another_kind_is_refused_in_words(tmp_path: Path) -> None:
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ed25519
+
+    pem, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    key = ed25519.Ed25519PrivateKey.generate()
+    (tmp_path / "key").write_bytes(key.private_bytes(pem, form, serialization.NoEncryption()))
+    with pytest.raises(InputError, match=r"key cannot sign \(it is no elliptic curve's key\)"):
+        check_signing_key(tmp_path / "key")
+
+
+def test_file_that_cannot_be_read_is_not_called_a_bad_signature(
+    signed: Path, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As root every file can be."""
+    real_open = io.open
+
+    def refuse(file: Any, *rest: Any, **others: Any) -> Any:
+        if str(file).endswith("embeddings.bin"):
+            raise PermissionError(13, "Permission denied", str(file))
+        return real_open(file, *rest, **others)
+
+    monkeypatch.setattr("builtins.open", refuse)
+    monkeypatch.setattr(io, "open", refuse)
+    (fault,) = signature_faults(signed, keys.public)
+    assert fault == "embeddings.bin cannot be read (Permission denied), so that the signature proves nothing"
+
+
+def test_bundle_that_is_not_there_is_one_line(keys: Keys, tmp_path: Path) -> None:
+    result = verify(tmp_path / "absent", keys.public)
+    assert (result.exit_code, result.stdout, len(result.stderr.splitlines())) == (2, "", 1)
+    assert "absent is not a directory" in result.stderr
 
 
 def test_private_and_public_key_are_not_confused(signed: Path, keys: Keys) -> None:
