@@ -62,7 +62,7 @@ The model is not signed: this finds damage, and not somebody who changed the mod
 
 def install_text(target: Target, *, signed: bool) -> str:
     """The text for a target; signed: whether the bundle is."""
-    commands = _windows() if target.windows else _posix(target)
+    commands = _windows(target) if target.windows else _posix(target)
     run = commands["run"]
     verify = f"{run} verify bundle" + (" --public-key PUBLIC_KEY.pem" if signed else "")
     return _TEXT.format(
@@ -75,16 +75,18 @@ def install_text(target: Target, *, signed: bool) -> str:
 
 
 def _posix(target: Target) -> dict[str, str]:
+    # macOS 14 has no sha256sum.
+    sums = "shasum -a 256" if target.tag.startswith("macosx") else "sha256sum"
     return {
         "shell": "sh",
-        "check": "sha256sum --check SHA256SUMS",
-        "digest": "sha256sum SHA256SUMS",
+        "check": f"{sums} --check SHA256SUMS",
+        "digest": f"{sums} SHA256SUMS",
         "install": f"python{target.python} -m venv medvlm-venv\n{_pip('medvlm-venv/bin/python')}",
         "run": "medvlm-venv/bin/medvlm",
     }
 
 
-def _windows() -> dict[str, str]:
+def _windows(target: Target) -> dict[str, str]:
     return {
         "shell": "powershell",
         "check": (
@@ -92,7 +94,7 @@ def _windows() -> dict[str, str]:
             '  if ((Get-FileHash $file).Hash -eq $sum) { "${file}: OK" } else { "${file}: CHANGED" } }'
         ),
         "digest": "(Get-FileHash SHA256SUMS).Hash",
-        "install": "py -m venv medvlm-venv\n" + _pip("medvlm-venv\\Scripts\\python"),
+        "install": f"py -{target.python} -m venv medvlm-venv\n" + _pip("medvlm-venv\\Scripts\\python"),
         "run": "medvlm-venv\\Scripts\\medvlm",
     }
 

@@ -1,8 +1,10 @@
 """All wheels that medvlm needs on another machine, and the lock that names each with its sha256."""
 
 import email.parser
+import os
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -143,7 +145,16 @@ def _download(folder: Path, wanted: Sequence[str], target: Target) -> None:
         *("--only-binary", ":all:", "--implementation", "cp", "--python-version", target.python, *options),
         *("--find-links", str(folder), "--dest", str(folder), *wanted),
     ]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)  # noqa: S603
+    # A pip that is stopped leaves what it had unpacked.
+    with tempfile.TemporaryDirectory(prefix="medvlm-pip-") as temporary:
+        result = subprocess.run(  # noqa: S603
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), temporary)},
+        )
     if result.returncode:
         errors = [line for line in result.stderr.splitlines() if line.startswith("ERROR")]
         reason = (errors or result.stderr.splitlines() or ["it said nothing"])[-1].removeprefix("ERROR: ")

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Sequence
 from datetime import datetime, timezone
@@ -177,6 +178,24 @@ def test_download_that_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(str(error.value).splitlines()) == 1
 
 
+def test_pip_that_is_stopped_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told to stop while it unpacks, it is killed and cleans nothing up itself."""
+    places = [tmp_path / "house", tmp_path / "temporary"]
+    for place in places:
+        place.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(places[1]))
+
+    def stopped(_command: object, *, env: dict[str, str], **_others: object) -> None:
+        (Path(env["TMPDIR"]) / "pip-unpack-1").mkdir()
+        assert Path(env["TMPDIR"]).parent == Path(env["TEMP"]).parent == places[1]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess, "run", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        fill_wheelhouse(places[0], ["cpu"], WINDOWS)
+    assert list(places[1].iterdir()) == []
+
+
 # The bill of materials
 
 
@@ -271,6 +290,15 @@ def test_install_text_says_how_the_target_does_it(target: Target, signed: bool) 
     assert "no medical device" in text
     assert ("Scripts\\medvlm" in text) == target.windows
     assert "{" not in text.replace("ForEach-Object {", "").replace("{ ", "").replace("${file}", "")
+
+
+def test_install_text_takes_the_python_and_the_tools_that_the_target_has() -> None:
+    """The newest Python that `py` finds by itself may be another; macOS before 15 has no sha256sum."""
+    assert "py -3.11 -m venv" in install_text(WINDOWS, signed=False)
+    assert "python3.12 -m venv" in install_text(LINUX, signed=False)
+    mac = install_text(Target("macosx_14_0_arm64", "3.12"), signed=False)
+    assert "sha256sum" not in mac
+    assert "shasum -a 256 --check SHA256SUMS" in mac
 
 
 # The whole way
