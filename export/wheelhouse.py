@@ -101,7 +101,8 @@ def fill_wheelhouse(folder: Path, extras: Sequence[str], target: Target) -> Whee
     target needs is asked for by itself, and what only this machine needs is left out. Raises `MedVLMError`.
     """
     own = write_own_wheel(folder)
-    wanted = f"{own}[{','.join(extras)}]" if extras else str(own)
+    # As a URL, in which a folder's name may hold what ends a path in a requirement.
+    wanted = f"medvlm[{','.join(extras)}] @ {own.resolve().as_uri()}"
     missing: list[str] = []
     for _ in range(_ROUNDS):
         _download(folder, [wanted, *missing], target)

@@ -16,6 +16,8 @@ from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import pytest
 from click.testing import CliRunner, Result
@@ -147,7 +149,7 @@ def test_wheels_are_those_that_the_target_needs(index: Index, tmp_path: Path) ->
     house = fill_wheelhouse(tmp_path, ["cpu"], LINUX)
     assert sorted(house.wheels) == ["click", "deep-name", "deeper", "fast", "medvlm", "posix"]
     assert house.needs["fast"] == ["deep-name"]
-    assert index.asked == [f"{tmp_path}/medvlm-0.1-py3-none-any.whl[cpu]"]
+    assert index.asked == [f"medvlm[cpu] @ file://{tmp_path}/medvlm-0.1-py3-none-any.whl"]
 
 
 def test_what_only_the_target_needs_is_asked_for_and_what_only_this_machine_needs_is_left_out(
@@ -159,6 +161,18 @@ def test_what_only_the_target_needs_is_asked_for_and_what_only_this_machine_need
     assert sorted(path.name.split("-")[0] for path in tmp_path.iterdir()) == [
         *("click", "colorama", "deep_name", "deeper", "fast", "medvlm")
     ]
+
+
+def test_kit_may_lie_in_a_folder_of_any_name(index: Index, tmp_path: Path) -> None:
+    """What stands behind a semicolon is a requirement's marker."""
+    from packaging.requirements import Requirement
+
+    folder = tmp_path / "a;b #1 %20[x]"
+    folder.mkdir()
+    fill_wheelhouse(folder, ["cpu"], LINUX)
+    url = Requirement(index.asked[0]).url
+    assert url
+    assert Path(url2pathname(urlsplit(url).path)).parent == folder
 
 
 def test_lock_names_every_wheel_with_its_digest(index: Index, tmp_path: Path) -> None:
