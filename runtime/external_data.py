@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .protobuf import read_fields, read_integers, read_messages, read_text
+from .protobuf import read_fields, read_integer, read_integers, read_messages, read_text
 
 # The fields of onnx.proto through which a tensor can be reached: message -> field number -> the message it holds.
 _FIELDS = {
@@ -21,6 +21,10 @@ _FIELDS = {
     "Attribute": {5: "Tensor", 6: "Graph", 10: "Tensor", 11: "Graph", 22: "SparseTensor", 23: "SparseTensor"},
     "SparseTensor": {1: "Tensor", 2: "Tensor"},
 }
+# Of these a message has one. Protobuf merges several into one tensor, with the dimensions of both.
+_ONCE = {("Attribute", 5), ("Attribute", 22), ("SparseTensor", 1), ("SparseTensor", 2)}
+# No weight has more. The product of a million would take minutes.
+_MOST_DIMS = 8
 # Protobuf itself reads no deeper by default, and so neither does onnxruntime.
 _DEEPEST = 100
 _DIMS, _DATA_TYPE, _EXTERNAL_DATA, _DATA_LOCATION = 1, 2, 13, 14
@@ -35,7 +39,7 @@ _WHOLE = re.compile(r"[0-9]{1,18}")
 class ExternalTensor:
     """A tensor that stands in another file: what the graph says of the place, and how many bytes it should take.
 
-    entries: the keys and values of its external_data. nbytes: None for a type that no bundle has.
+    entries: the keys and values of its external_data. nbytes: None for a type or dimensions that no bundle has.
     """
 
     entries: tuple[tuple[str, str], ...]
@@ -87,7 +91,11 @@ def tensor_fault(tensor: ExternalTensor, data: str, size: int) -> str:
 
 def _inner(kind: str, message: memoryview) -> Iterator[tuple[str, memoryview]]:
     """The messages in a message through which tensors can be reached."""
+    seen: set[tuple[str, int]] = set()
     for number, value in read_fields(message):
+        if (kind, number) in seen:
+            raise ValueError("a tensor stands twice")
+        seen |= {(kind, number)} & _ONCE
         inner = _FIELDS[kind].get(number)
         if inner is not None and isinstance(value, memoryview):
             yield inner, value
@@ -97,5 +105,5 @@ def _external_tensor(tensor: memoryview) -> ExternalTensor | None:
     entries = tuple((read_text(e, _KEY), read_text(e, _VALUE)) for e in read_messages(tensor, _EXTERNAL_DATA))
     if not entries and not any(read_integers(tensor, _DATA_LOCATION)):
         return None
-    item = _ITEM_BYTES.get((read_integers(tensor, _DATA_TYPE) or [0])[-1])
-    return ExternalTensor(entries, item and item * math.prod(read_integers(tensor, _DIMS)))
+    item, dims = _ITEM_BYTES.get(read_integer(tensor, _DATA_TYPE) or 0), read_integers(tensor, _DIMS)
+    return ExternalTensor(entries, item * math.prod(dims) if item and len(dims) <= _MOST_DIMS else None)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .manifest import Manifest, TextDims, VisionDims
-from .protobuf import read_integers, read_messages, read_text
+from .protobuf import read_fields, read_integer, read_message, read_messages, read_text
 
 # TensorProto.DataType.
 _FLOAT, _INT32, _INT64 = 1, 6, 7
@@ -93,14 +93,20 @@ def embedding_bytes(manifest: Manifest) -> int:
 
 def _values(graph: memoryview, number: int) -> Iterator[tuple[str, Value]]:
     for info in read_messages(graph, number):
-        dtype, shape = 0, []
-        for kind in read_messages(info, _TYPE):
-            for tensor in read_messages(kind, _TENSOR):
-                dtype = (read_integers(tensor, _ELEMENT) or [0])[-1]
-                shape = [dim for inner in read_messages(tensor, _SHAPE) for dim in read_messages(inner, _DIM)]
-        yield read_text(info, _NAME), Value(dtype, tuple(_length(dim) for dim in shape))
+        tensor = _only(read_message(info, _TYPE), _TENSOR)
+        shape = tuple(_length(dim) for dim in read_messages(read_message(tensor, _SHAPE), _DIM))
+        yield read_text(info, _NAME), Value(read_integer(tensor, _ELEMENT) or 0, shape)
+
+
+def _only(message: memoryview, number: int) -> memoryview:
+    """Field `number` of a message with a choice of fields, the last of which protobuf takes: refused beside others."""
+    if any(found != number for found, _ in read_fields(message)):
+        raise ValueError("an input or output is no tensor")
+    return read_message(message, number)
 
 
 def _length(dim: memoryview) -> int | None:
     """A dimension's length; None where it has a name in place of one, or nothing."""
-    return (read_integers(dim, _DIM_VALUE) or [None])[-1]
+    if len(list(read_fields(dim))) > 1:
+        raise ValueError("a dimension is given twice")
+    return read_integer(dim, _DIM_VALUE)

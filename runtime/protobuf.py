@@ -47,6 +47,25 @@ def read_text(message: memoryview, number: int) -> str:
     return ([bytes(value).decode() for value in read_messages(message, number)] or [""])[-1]
 
 
+def read_message(message: memoryview, number: int) -> memoryview:
+    """The bytes of field `number`, empty where it is absent. Raises ValueError for several: protobuf merges them."""
+    found = list(read_messages(message, number))
+    if len(found) > 1:
+        raise ValueError("a field stands twice")
+    return found[0] if found else memoryview(b"")
+
+
+def read_integer(message: memoryview, number: int) -> int | None:
+    """The integer in field `number`: the last one counts, and None is none. Raises ValueError for what is not one."""
+    last = None
+    for field, value in read_fields(message):
+        if field == number:
+            if not isinstance(value, int):
+                raise ValueError("a field has a length that should be a number")
+            last = value
+    return last
+
+
 def read_integers(message: memoryview, number: int) -> list[int]:
     """The integers in field `number`, one a field or packed; negative ones are 2^64 larger. Raises ValueError."""
     found: list[int] = []

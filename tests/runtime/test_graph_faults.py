@@ -252,3 +252,84 @@ def test_sound_bundle_is_opened(bundle: Path) -> None:
     for graph in GRAPHS:
         change(bundle, graph, lambda model: None)
     assert open_bundle(bundle, hash_files=True)
+
+
+# What protobuf reads in its own way
+
+
+def varint(number: int) -> bytes:
+    """As the specification's section "Base 128 Varints" has it."""
+    return bytes([number]) if number < 128 else bytes([number & 127 | 128]) + varint(number >> 7)
+
+
+def field(number: int, content: bytes) -> bytes:
+    return varint(number << 3 | 2) + varint(len(content)) + content
+
+
+def append(bundle: Path, graph: str, content: bytes) -> None:
+    """Behind the last field of the model: what stands there is merged with what stood before."""
+    (bundle / graph).write_bytes((bundle / graph).read_bytes() + content)
+    accept(bundle, graph)
+
+
+def weight(nbytes: int, *extra: bytes) -> bytes:
+    """A FLOAT of 4 elements, said to take so many bytes."""
+    tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[4], data_location=TensorProto.EXTERNAL)
+    for key, value in (("location", "decoder.onnx.data"), ("offset", "0"), ("length", str(nbytes))):
+        tensor.external_data.add(key=key, value=value)
+    return b"".join([tensor.SerializeToString(), *extra])
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        # data_type again, as a field with a length: to protobuf an unknown one, and FLOAT counts.
+        (field(7, field(5, weight(4, field(2, varint(TensorProto.UINT8))))), "should be a number"),
+        # Attribute.t twice: one tensor of 4 x 4.
+        (field(7, field(1, field(5, field(5, weight(16)) * 2))), "a tensor stands twice"),
+        # As many dimensions as fit, of which Python would work out the product.
+        (field(7, field(5, field(1, (b"\xff" * 9 + b"\x01") * 200_000) + weight(16))), "dimensions do not give"),
+        (field(7, field(1, b"") * 1_100_000), "is too large for a graph"),
+    ],
+)
+def test_what_protobuf_would_read_otherwise_is_refused(bundle: Path, content: bytes, says: str) -> None:
+    append(bundle, "decoder.onnx", content)
+    assert says in refusal(bundle)
+
+
+def test_weight_alone_would_be_accepted(bundle: Path) -> None:
+    """Or the refusals above would prove nothing."""
+    append(bundle, "decoder.onnx", field(7, field(5, weight(16))) + field(7, field(1, field(5, field(5, weight(16))))))
+    assert open_bundle(bundle)
+
+
+@pytest.mark.parametrize(
+    ("extra", "says"),
+    [
+        # TypeProto.sequence_type beside tensor_type: the last of the two counts.
+        (field(2, field(4, b"")), "stands twice"),
+        (field(2, field(1, b"")), "stands twice"),
+    ],
+)
+def test_input_whose_type_is_said_twice_is_refused(bundle: Path, extra: bytes, says: str) -> None:
+    def drop_first(model: onnx.ModelProto) -> None:
+        del model.graph.input[0]
+
+    def drop_last(model: onnx.ModelProto) -> None:
+        del model.graph.input[-1]
+
+    first = onnx.load(bundle / "decoder.onnx", load_external_data=False).graph.input[0].SerializeToString()
+    change(bundle, "decoder.onnx", drop_first)
+    append(bundle, "decoder.onnx", field(7, field(11, first)))
+    assert open_bundle(bundle)
+    change(bundle, "decoder.onnx", drop_last)
+    append(bundle, "decoder.onnx", field(7, field(11, first + extra)))
+    assert says in refusal(bundle)
+
+
+def test_input_whose_dimension_is_said_twice_is_refused(bundle: Path) -> None:
+    """TensorShapeProto.Dimension holds a dim_value or a dim_param, and the last counts."""
+    shape = field(1, b"\x08\x40" + field(2, b"n"))
+    info = field(1, b"x") + field(2, field(1, b"\x08\x01" + field(2, shape)))
+    append(bundle, "decoder.onnx", field(7, field(11, info)))
+    assert "a dimension is given twice" in refusal(bundle)
