@@ -24,6 +24,8 @@ REQUIRED = (VISION, f"{VISION}.data", DECODER, f"{DECODER}.data", EMBEDDINGS, TO
 _HASH_BYTES = 1 << 22
 # The full-size model's has some ten kilobytes. JSON takes up to fifty times its size in memory.
 _MAX_MANIFEST_BYTES = 1 << 20
+# The full-size model's has eleven megabytes, and takes many times its size in memory.
+_MAX_TOKENIZER_BYTES = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,8 @@ def _dimensions_fault(path: Path, name: str, manifest: Manifest) -> str:
     if name == EMBEDDINGS:
         size, wanted = manifest.files[name].size, embedding_bytes(manifest)
         return "" if size == wanted else f"{name} has {size} bytes and the manifest's dimensions want {wanted}"
+    if name == TOKENIZER and manifest.files[name].size > _MAX_TOKENIZER_BYTES:
+        return f"{name} is too large for a tokenizer"
     if name not in (VISION, DECODER, PREFILL):
         return ""
     data = manifest.files.get(f"{name}.data")

@@ -122,7 +122,7 @@ class Processor:
         grids = [token_grid(image.pixels.height, image.pixels.width, settings) for image in loaded]
         self._check_length(question, grids)
         prompt = render_prompt(self.manifest.prompt, question_text(question, raw), len(loaded))
-        token_ids = self._expand(self.tokenizer.encode(prompt, add_special_tokens=False).ids, grids)
+        token_ids = self._expand(self._encode(prompt), grids)
         pictures = tuple(Picture(image, settings, grid) for image, grid in zip(loaded, grids, strict=True))
         positions, contents = lay_out(token_ids, self.manifest.image_token_id, pictures)
         return Request(
@@ -165,6 +165,15 @@ class Processor:
         if len(question) > limit * 256:
             raise InputError(f"the question has {len(question)} characters; the model holds {limit} tokens")
 
+    def _encode(self, prompt: str) -> list[int]:
+        try:
+            return self.tokenizer.encode(prompt, add_special_tokens=False).ids
+        except BaseException as error:
+            # A panic of Rust, which is no Exception: a bomb of a regular expression, say.
+            if type(error).__name__ != "PanicException":
+                raise
+            raise BundleError(f"{TOKENIZER} cannot split the question; verify the bundle or export it again") from None
+
     def _expand(self, ids: list[int], grids: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
         """Repeat each image token as often as its image has visual tokens."""
         tokens = np.array(ids, np.int64)
@@ -186,6 +195,10 @@ def lay_out(
 
 def _load_tokenizer(path: Path) -> Tokenizer:
     try:
-        return Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(path))
+        # A prompt is read whole, and alone.
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer
     except Exception as error:  # noqa: BLE001 - tokenizers raises plain Exception
         raise BundleError(f"{path} cannot be read as a tokenizer ({error}); export the bundle again") from None

@@ -23,6 +23,7 @@ from medvlm.runtime.cli import main
 from medvlm.runtime.decoding import Decoding
 from medvlm.runtime.external_data import external_tensors
 from medvlm.runtime.manifest import Loss, Manifest
+from medvlm.runtime.processor import Processor
 from onnx import TensorProto, helper
 
 Json = dict[str, Any]
@@ -632,3 +633,45 @@ def test_reading_any_bytes_finds_the_places_or_raises_value_error(
         return
     entries = [entry for tensor in model.graph.initializer for entry in tensor.external_data]
     assert found >= {entry.value for entry in entries if entry.key == "location"}
+
+
+def change_tokenizer(bundle: Path, **fields: Any) -> None:
+    """Give the tokenizer other fields, and make the manifest agree."""
+    path = bundle / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | fields), encoding="utf-8")
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["files"]["tokenizer.json"]["size"] = path.stat().st_size
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_tokenizer_that_is_too_large_is_refused(bundle: Path) -> None:
+    change_tokenizer(bundle)
+    os.truncate(bundle / "tokenizer.json", 1 << 30)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["files"]["tokenizer.json"]["size"] = 1 << 30
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match=r"tokenizer\.json is too large for a tokenizer"):
+        open_bundle(bundle)
+
+
+def test_tokenizer_neither_cuts_nor_pads_a_prompt(bundle: Path) -> None:
+    before = Processor(open_bundle(bundle)).prepare([], "How long is this?").token_ids
+    padding = {"strategy": {"Fixed": 5000}, "direction": "Right", "pad_to_multiple_of": None}
+    change_tokenizer(
+        bundle,
+        truncation={"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0},
+        padding={**padding, "pad_id": 0, "pad_type_id": 0, "pad_token": "x"},
+    )
+    after = Processor(open_bundle(bundle)).prepare([], "How long is this?").token_ids
+    assert after.tolist() == before.tolist()
+
+
+def test_tokenizer_that_panics_is_one_error(bundle: Path) -> None:
+    """Its regular expression backtracks until the engine gives up."""
+    pattern = {"Regex": r"(a+)+$|(([a-z ]|.)*)*\1x"}
+    change_tokenizer(
+        bundle, pre_tokenizer={"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
+    )
+    processor = Processor(open_bundle(bundle))
+    with pytest.raises(BundleError, match=r"tokenizer\.json cannot split the question"):
+        processor.prepare([], "What is it?")
