@@ -14,13 +14,16 @@ _RETRY_S = 0.05
 
 
 @contextlib.contextmanager
-def locked(file: BinaryIO) -> Iterator[None]:
-    """Wait for the lock of `file`, and hold it. Raises OSError where the file system has no locks."""
+def locked(file: BinaryIO, *, wait: bool = True) -> Iterator[None]:
+    """Hold the lock of `file`, waiting for it first if need be.
+
+    Raises `BlockingIOError` where another holds it and `wait` is false, and OSError where the file system has no locks.
+    """
     if fcntl is None:
-        with _locked_on_windows(file):
+        with _locked_on_windows(file, wait):
             yield
         return
-    fcntl.flock(file, fcntl.LOCK_EX)
+    fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     try:
         yield
     finally:
@@ -28,7 +31,7 @@ def locked(file: BinaryIO) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _locked_on_windows(file: BinaryIO) -> Iterator[None]:
+def _locked_on_windows(file: BinaryIO, wait: bool) -> Iterator[None]:
     """Windows locks bytes, and those that are locked cannot be read: one far behind the end is taken."""
     import msvcrt
 
@@ -39,6 +42,8 @@ def _locked_on_windows(file: BinaryIO) -> Iterator[None]:
         with contextlib.suppress(OSError):
             locking(file.fileno(), lock, 1)
             break
+        if not wait:
+            raise BlockingIOError
         time.sleep(_RETRY_S)
     try:
         yield

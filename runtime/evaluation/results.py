@@ -13,13 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, MedVLMError, plain
+from ..file_lock import locked
 from ..files import real_path
 from .outcome import Outcome
-
-try:
-    import fcntl
-except ImportError:  # Windows, where nothing keeps two processes from one file.
-    fcntl = None
 
 FORMAT = 1
 _MARK = "medvlm_results"
@@ -112,8 +108,8 @@ def open_results(path: Path, header: Header) -> Iterator[Results]:
 
     Raises `InputError` where the file is something else, of something else, damaged, in use or not to be opened.
     """
-    with _opened(path) as file:
-        _lock(file, path)
+    with _opened(path) as file, _alone(file, path):
+        file.seek(0)
         content = file.read()
         first = header.to_line()
         if first.startswith(content):
@@ -158,11 +154,12 @@ def _opened(path: Path) -> Any:
         raise InputError(f"{path} cannot be opened ({error.strerror}); choose another place for --out") from None
 
 
-def _lock(file: Any, path: Path) -> None:
-    """Keep the file for this process until it is closed, or the process ends in whatever way."""
-    if fcntl is not None:
+@contextlib.contextmanager
+def _alone(file: Any, path: Path) -> Iterator[None]:
+    """Keep the file for this process until the block ends, or the process in whatever way."""
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(locked(file, wait=False))
         except BlockingIOError:
             raise InputError(
                 f"{path} is being written by another process; wait for it, or give another --out"
@@ -170,7 +167,7 @@ def _lock(file: Any, path: Path) -> None:
         except OSError:
             # A file system without locks.
             pass
-    file.seek(0)
+        yield
 
 
 def _read(content: bytes, path: Path, header: Header) -> tuple[dict[str, Outcome], int]:

@@ -399,6 +399,17 @@ def test_full_disk_is_one_line_and_loses_nothing(demo_bundle: Path, dataset: Pat
     assert out.read_bytes() == before
 
 
+def test_two_processes_share_a_bundle(demo_bundle: Path, dataset: Path, tmp_path: Path, whole: Answers) -> None:
+    outs = [tmp_path / "one", tmp_path / "two"]
+    before = {path: path.stat().st_mtime_ns for path in demo_bundle.iterdir()}
+    processes = [start((demo_bundle, dataset, "--out", out)) for out in outs]
+    for process in processes:
+        process.communicate(timeout=300)
+    assert [process.returncode for process in processes] == [0, 0]
+    assert [texts(answers(out)) for out in outs] == [texts(whole)] * 2
+    assert {path: path.stat().st_mtime_ns for path in demo_bundle.iterdir()} == before
+
+
 # Forms of datasets
 
 
