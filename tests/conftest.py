@@ -1,6 +1,9 @@
 """What tests share: tiny checkpoints and bundles, made once, and the folder of shared files where there is one."""
 
+import contextlib
 import json
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -100,3 +103,23 @@ def shared() -> Path:
     if not path.is_dir():
         pytest.skip("needs the shared folder beside the checkout, which is absent")
     return path
+
+
+@pytest.fixture(scope="session")
+def full_disk() -> Callable[[int], AbstractContextManager[None]]:
+    """Within `full_disk(size)` no file may grow beyond `size` bytes, which fails as a full disk does.
+
+    Only within: the report of the tests may be a file too.
+    """
+    resource = pytest.importorskip("resource", reason="needs limits on a file's size, which Windows has not")
+
+    @contextlib.contextmanager
+    def limited(size: int) -> Iterator[None]:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limited

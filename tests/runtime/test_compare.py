@@ -3,11 +3,11 @@
 import dataclasses
 import gc
 import json
-import resource
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from medvlm.runtime.comparison import Comparison, Reading, summarize
 from medvlm.runtime.dataset import DatasetItem, read_dataset
 from medvlm.runtime.prompt import parse_options
 
+FullDisk = Callable[[int], AbstractContextManager[None]]
 QUESTIONS = 10
 SHORT = dataclasses.replace(PLAIN, max_new_tokens=64)
 PROBLEM = "Which is it?\nA) MRI\nB) CT\nC) X-ray"
@@ -238,18 +239,11 @@ def test_nothing_is_left_of_the_logits(
     assert list(temporary.iterdir()) == []
 
 
-@pytest.fixture
-def small_disk() -> Iterator[None]:
-    """No file may grow beyond 100 kB, which fails as a full disk does."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-@pytest.mark.usefixtures("small_disk")
-def test_full_disk_is_one_line_that_says_where(demo_bundle: Path, items: list[DatasetItem], temporary: Path) -> None:
-    with pytest.raises(MedVLMError, match=r"temporary \(File too large\); set TMPDIR") as error:
+def test_full_disk_is_one_line_that_says_where(
+    demo_bundle: Path, items: list[DatasetItem], temporary: Path, full_disk: FullDisk
+) -> None:
+    says = r"temporary \(File too large\); set TMPDIR"
+    with full_disk(100_000), pytest.raises(MedVLMError, match=says) as error:
         compare(demo_bundle, demo_bundle, items[:2], decoding=SHORT, threads=1)
     assert error.value.exit_code == 1
     assert list(temporary.iterdir()) == []

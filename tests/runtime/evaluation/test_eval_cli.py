@@ -4,14 +4,14 @@ import contextlib
 import csv
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,10 @@ from PIL import Image
 QUESTIONS = 8
 # As on a slow disk, so that whoever looks at the file has the time to stop the process before it is done.
 SLOWLY = """
-import os, time
+import os, signal, time
+# They are ignored in a shell's background.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 sync = os.fsync
 def fsync(descriptor):
     sync(descriptor)
@@ -41,6 +44,7 @@ main()
 """
 COMMAND = (sys.executable, "-c", SLOWLY)
 Answers = dict[str, dict[str, Any]]
+FullDisk = Callable[[int], AbstractContextManager[None]]
 
 
 @pytest.fixture(scope="module")
@@ -381,20 +385,14 @@ def test_interrupted_bar_gives_the_terminal_its_cursor_back(demo_bundle: Path, d
     assert everything.endswith(b"goes on from there\r\n")
 
 
-@pytest.fixture
-def small_disk(demo_bundle: Path, dataset: Path, out: Path) -> Iterator[None]:
-    """No file may grow beyond what two answers take, which fails as a full disk does."""
+def test_full_disk_is_one_line_and_loses_nothing(
+    demo_bundle: Path, dataset: Path, out: Path, full_disk: FullDisk
+) -> None:
     evaluate(demo_bundle, dataset, "--out", out, "--questions", 2)
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (out.stat().st_size + 100, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-@pytest.mark.usefixtures("small_disk")
-def test_full_disk_is_one_line_and_loses_nothing(demo_bundle: Path, dataset: Path, out: Path) -> None:
     before = out.read_bytes()
-    line = refusal(evaluate(demo_bundle, dataset, "--out", out), exit_code=1)
+    with full_disk(len(before) + 100):
+        result = evaluate(demo_bundle, dataset, "--out", out)
+    line = refusal(result, exit_code=1)
     assert "cannot be written (File too large); make room and give the same command again: its 2 answers are" in line
     assert out.read_bytes() == before
 

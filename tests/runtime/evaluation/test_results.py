@@ -3,8 +3,8 @@
 import dataclasses
 import json
 import os
-import resource
-from collections.abc import Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from medvlm.runtime import InputError, MedVLMError
 from medvlm.runtime.evaluation.outcome import Outcome, is_well_formed
 from medvlm.runtime.evaluation.results import Header, open_results
 
+FullDisk = Callable[[int], AbstractContextManager[None]]
 HEADER = Header("eval", "b" * 64, "d" * 64, "/images", {"max_new_tokens": 512, "temperature": 0.0, "sizes": [1, 2]})
 OUTCOMES = [
     Outcome(
@@ -179,19 +180,9 @@ def test_places_that_hold_no_file_are_refused(tmp_path: Path) -> None:
     assert "cannot be opened" in refusal(tmp_path / ("x" * 300) / "results.jsonl")
 
 
-@pytest.fixture
-def room(path: Path) -> Iterator[int]:
-    """How many bytes a file may grow to, which fails as a full disk does: the first line, and another not quite."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    limit = len(write(path, OUTCOMES[:1])) + 20
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-    yield limit
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def test_full_disk_is_one_line_and_what_was_written_stays_whole(path: Path, room: int) -> None:
-    whole = path.read_bytes()
-    with pytest.raises(MedVLMError) as error:
+def test_full_disk_is_one_line_and_what_was_written_stays_whole(path: Path, full_disk: FullDisk) -> None:
+    whole = write(path, OUTCOMES[:1])
+    with full_disk(len(whole) + 20), pytest.raises(MedVLMError) as error:
         write(path, OUTCOMES[1:])
     assert str(error.value) == (
         f"{path} cannot be written (File too large); make room and give the same command again: its 1 answers are kept"
@@ -200,11 +191,9 @@ def test_full_disk_is_one_line_and_what_was_written_stays_whole(path: Path, room
     assert list(read(path)) == ["0"]
 
 
-@pytest.mark.usefixtures("room")
-def test_after_a_full_disk_the_work_goes_on_where_it_was(path: Path) -> None:
-    with pytest.raises(MedVLMError):
+def test_after_a_full_disk_the_work_goes_on_where_it_was(path: Path, full_disk: FullDisk) -> None:
+    with full_disk(len(write(path, OUTCOMES[:1])) + 20), pytest.raises(MedVLMError):
         write(path, OUTCOMES[1:])
-    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     write(path, OUTCOMES[1:])
     assert list(read(path)) == ["0", "1", "2 blank"]
 
