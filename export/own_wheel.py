@@ -23,17 +23,18 @@ _TIME = (1980, 1, 1, 0, 0, 0)
 
 def write_own_wheel(folder: Path) -> Path:
     """Write the wheel into `folder`; its path. Raises `InputError` where medvlm is not installed as files."""
-    distribution = metadata.distribution(_NAME)
-    own = [file for file in distribution.files or () if ".." not in file.parts and file.suffix != ".pyc"]
+    # Beside the installed one a clone in which it was built has another description of it, without a RECORD.
+    installed = next((found for found in metadata.distributions(name=_NAME) if found.read_text("RECORD")), None)
+    own = [file for file in (installed and installed.files) or () if ".." not in file.parts and file.suffix != ".pyc"]
     own = [file for file in own if not (_is_info(file) and file.name in _ADDED)]
-    if "medvlm/runtime/__init__.py" not in {file.as_posix() for file in own}:
+    if installed is None or "medvlm/runtime/__init__.py" not in {file.as_posix() for file in own}:
         raise InputError("--kit packs the installed medvlm, and this one is editable or not installed; pip install it")
     try:
         contents = {file.as_posix(): Path(str(file.locate())).read_bytes() for file in own}
     except OSError as error:
         raise InputError(f"{error.filename} of the installed medvlm cannot be read; install it again") from None
     info = next(name for name in contents if name.endswith(".dist-info/METADATA")).removesuffix("METADATA")
-    path = folder / f"{_NAME}-{distribution.version}-py3-none-any.whl"
+    path = folder / f"{_NAME}-{installed.version}-py3-none-any.whl"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as wheel:
         for name in sorted(contents, key=lambda name: (name.startswith(info), name)):
             _add(wheel, name, contents[name])

@@ -13,7 +13,6 @@ import tempfile
 import zipfile
 from collections.abc import Sequence
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -30,7 +29,7 @@ from medvlm.export.own_wheel import write_own_wheel
 from medvlm.export.sbom import make_sbom
 from medvlm.export.target import Target, this_machine
 from medvlm.export.wheelhouse import Wheel, Wheelhouse, fill_wheelhouse
-from medvlm.runtime import InputError, MedVLMError
+from medvlm.runtime import InputError, MedVLMError, bundle
 from medvlm.runtime.bundle import read_manifest
 
 LINUX = Target("manylinux_2_28_x86_64", "3.12")
@@ -100,7 +99,7 @@ def test_own_wheel_is_the_installed_package(tmp_path: Path) -> None:
     assert sorted(row[0] for row in rows) == sorted(names)
     assert {"medvlm/export/cli.py", "medvlm/demo/checkpoint/model.safetensors", f"{info}/entry_points.txt"} <= {*names}
     assert [name for name in names if name.endswith(".pyc") or ".." in name or "direct_url" in name] == []
-    assert runtime == Path(str(metadata.distribution("medvlm").locate_file("medvlm/runtime/bundle.py"))).read_bytes()
+    assert runtime == Path(bundle.__file__).read_bytes()
 
 
 def test_own_wheel_is_the_same_each_time(tmp_path: Path) -> None:

@@ -335,7 +335,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     decode = images_module.decode_image
     monkeypatch.setattr(
-        processor_module, "decode_image", lambda content, name: names.append(name) or decode(content, name)
+        processor_module, "decode_image", lambda content, name, view: names.append(name) or decode(content, name, view)
     )
     return names
 
