@@ -103,6 +103,8 @@ def _check(opened: Checkpoint, out: Path, recipe: Recipe, measuring: Measuring) 
     for name in ("calibration_questions", "report_questions"):
         if getattr(measuring, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} is {getattr(measuring, name)}; give at least 1")
+    if measuring.report and "cpu" not in recipe.devices:
+        raise InputError("--report measures on the CPU; give --device both, or leave --report out")
     if measuring.tried and not measuring.report:
         raise InputError("--tried shows reports beside this one; give --report too")
     if measuring.report:

@@ -10,7 +10,7 @@ import click
 
 from ..runtime.cli_options import THREADS, with_options
 from ..runtime.errors import InputError
-from .recipe import Method, make_recipe
+from .recipe import DeviceChoice, Method, make_recipe
 
 BLOCK_SIZES = ("32", "64", "128", "256")
 DEFAULT_DATASET = "demo"
@@ -93,6 +93,20 @@ _RECIPE = (
         "--head", type=click.Choice(["int4", "int8", "nf4", "fp32"]), help="The head  [default: as the decoder]"
     ),
     click.option(
+        "--device",
+        type=click.Choice(["cpu", "cuda", "both"]),
+        default="cpu",
+        show_default=True,
+        help="What the bundle is for: CPUs, a GPU with CUDA, or both, which share their 4-bit weights.",
+    ),
+    click.option(
+        "--exact",
+        multiple=True,
+        metavar="LAYER",
+        help="With --device cuda or both: keep a layer in float32 that leaves fp16's range, such as blocks.31 of the "
+        "vision encoder, merger, or layers.3; may be given several times.",
+    ),
+    click.option(
         "--embedding",
         type=click.Choice(["float16", "float32"]),
         help="The embedding table  [default: float16; float32 with --fp32]",
@@ -150,6 +164,8 @@ def recipe_options(command: Command) -> Command:
         prefill: Any,
         head: Any,
         embedding: Any,
+        device: DeviceChoice,
+        exact: tuple[str, ...],
         **others: Any,
     ) -> None:
         if act_order and "gptq" not in (method or ""):
@@ -166,6 +182,8 @@ def recipe_options(command: Command) -> Command:
             prefill=prefill,
             head=head,
             embedding=embedding,
+            device=device,
+            exact=exact,
         )
         command(*args, recipe=recipe, **others)
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..quant.nf4 import load_bitsandbytes
-from ..runtime.bundle import DECODER, EMBEDDINGS, PREFILL, TOKENIZER, VISION, sha256
+from ..runtime.bundle import CUDA_DECODER, CUDA_VISION, DECODER, EMBEDDINGS, PREFILL, TOKENIZER, VISION, sha256
 from ..runtime.errors import CheckpointError, InputError
 from ..runtime.manifest import FORMAT_VERSION, MANIFEST, FileEntry, Manifest, Part, Source
 from .chat_template import TEMPLATE_FILES
@@ -22,11 +22,11 @@ from .checkpoint import Checkpoint, open_checkpoint
 from .config import CONFIG, GENERATION, PREPROCESSOR_FILES
 from .decoder import build_decoder, build_prefill
 from .folds import FoldedReader, text_sites, vision_sites
-from .graph import GraphBuilder
+from .graph import GraphBuilder, Places
 from .layers import Layers, Observe, Stored
 from .output import atomic_directory, check_output, check_space
 from .prepare import Prepared, prepare
-from .recipe import NF4, Precision, Recipe
+from .recipe import NF4, Blockwise, Precision, Recipe, on_cuda
 from .tensors import EMBEDDING, HEAD, Shape, prefill_tensors
 from .vision import build_vision
 from .workdir import Workdir
@@ -43,8 +43,9 @@ _FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 def read_bytes(checkpoint: Checkpoint, recipe: Recipe) -> int:
     """Bytes of all reads that writing a bundle does: some tensors are read again, for the head or for prefill."""
-    total = sum(info.nbytes for info in checkpoint.tensors.values())
-    total += checkpoint.info(HEAD).nbytes if checkpoint.config.text.tied_embeddings else 0
+    embedding, head = checkpoint.tensors[EMBEDDING].nbytes, checkpoint.info(HEAD).nbytes
+    layers = sum(info.nbytes for name, info in checkpoint.tensors.items() if name not in (EMBEDDING, HEAD))
+    total = embedding + len(recipe.devices) * (layers + head)
     if recipe.prefill is not None:
         total += sum(checkpoint.tensors[name].nbytes for name in prefill_tensors(checkpoint.config.text))
     return total
@@ -54,15 +55,28 @@ def bundle_bytes(checkpoint: Checkpoint, recipe: Recipe) -> int:
     """Bytes that the bundle will take, tokenizer included; the graphs and the manifest are within a few percent."""
     text = checkpoint.config.text
     total = text.vocab_size * text.hidden_size * np.dtype(recipe.embedding).itemsize
-    total += recipe.head.weight_bytes(text.vocab_size, text.hidden_size)
     total += (checkpoint.directory / TOKENIZER).stat().st_size
-    for name, info in checkpoint.tensors.items():
-        if name in (EMBEDDING, HEAD):
-            continue
-        total += _stored_bytes(info.shape, recipe.vision if name.startswith("visual.") else recipe.decoder)
+    total += _graph_bytes(checkpoint, recipe)
+    if len(recipe.devices) > 1:
+        total += _graph_bytes(checkpoint, on_cuda(recipe), shared=True)
     if recipe.prefill is not None:
         shapes = (checkpoint.tensors[name].shape for name in prefill_tensors(text))
         total += sum(_stored_bytes(shape, recipe.prefill) for shape in shapes)
+    return total
+
+
+def _graph_bytes(checkpoint: Checkpoint, recipe: Recipe, *, shared: bool = False) -> int:
+    """Bytes of the vision encoder's and the decoder's weights. shared: but for blocks, which are there already."""
+    text, total = checkpoint.config.text, 0
+    sizes = [
+        (info.shape, recipe.vision if name.startswith("visual.") else recipe.decoder)
+        for name, info in checkpoint.tensors.items()
+        if name not in (EMBEDDING, HEAD)
+    ]
+    sizes.append(((text.vocab_size, text.hidden_size), recipe.head))
+    for shape, precision in sizes:
+        if not (shared and len(shape) == 2 and isinstance(precision, Blockwise)):
+            total += _stored_bytes(shape, precision)
     return total
 
 
@@ -141,16 +155,22 @@ class _Writer:
 
     def write(self) -> Manifest:
         config = self.checkpoint.config
-        label = self.recipe.decoder.label
-        if self.recipe.head != self.recipe.decoder:
-            label += f", head {self.recipe.head.label}"
-        with self._part("vision encoder", self.recipe.vision.label):
-            self._write_vision()
-        with self._part("decoder and head", label):
-            self._write_decoder()
-        if self.recipe.prefill is not None:
-            with self._part("prefill", self.recipe.prefill.label):
-                self._write_prefill(self.recipe.prefill)
+        # What a graph for CUDA need not write again.
+        vision_places: Places = {}
+        decoder_places: Places = {}
+        if "cpu" in self.recipe.devices:
+            with self._part("vision encoder", self.recipe.vision.label):
+                vision_places = self._write_vision()
+            with self._part("decoder and head", _decoder_label(self.recipe)):
+                decoder_places = self._write_decoder()
+            if self.recipe.prefill is not None:
+                with self._part("prefill", self.recipe.prefill.label):
+                    self._write_prefill(self.recipe.prefill)
+        if "cuda" in self.recipe.devices:
+            with self._part("vision on CUDA", on_cuda(self.recipe).vision.label):
+                self._write_cuda_vision(vision_places)
+            with self._part("decoder on CUDA", _decoder_label(on_cuda(self.recipe))):
+                self._write_cuda_decoder(decoder_places)
         with self._part("embedding table", self.recipe.embedding):
             self._write_embeddings()
         shutil.copyfile(self.checkpoint.directory / TOKENIZER, self.out / TOKENIZER)
@@ -169,19 +189,36 @@ class _Writer:
             embedding_dtype=self.recipe.embedding,
             generation=self.checkpoint.generation,
             files={path.name: FileEntry(path.stat().st_size, digest) for path, digest in self.digests.items()},
+            devices=self.recipe.devices,
         )
 
-    def _write_vision(self) -> None:
-        with GraphBuilder(self.out / VISION) as graph:
+    def _write_vision(self) -> Places:
+        with GraphBuilder(self.out / VISION, remember="cuda" in self.recipe.devices) as graph:
             layers = Layers(graph, self.read_vision, self.recipe.vision, observe=self._observing("vision encoder"))
             build_vision(layers, self.checkpoint.config.vision)
             self.digests |= graph.save()
+            return graph.places
 
-    def _write_decoder(self) -> None:
-        with GraphBuilder(self.out / DECODER) as graph:
+    def _write_decoder(self) -> Places:
+        with GraphBuilder(self.out / DECODER, remember="cuda" in self.recipe.devices) as graph:
             observe = self._observing("decoder")
             layers = Layers(graph, self.read_text, self.recipe.decoder, self.pack, observe)
             build_decoder(layers, self.checkpoint.config.text, self.recipe.head)
+            self.digests |= graph.save()
+            return graph.places
+
+    def _write_cuda_vision(self, known: Places) -> None:
+        recipe = on_cuda(self.recipe)
+        with GraphBuilder(self.out / CUDA_VISION, known=known) as graph:
+            layers = Layers(graph, self.read_vision, recipe.vision, floats="float16", exact=recipe.exact)
+            build_vision(layers, self.checkpoint.config.vision)
+            self.digests |= graph.save()
+
+    def _write_cuda_decoder(self, known: Places) -> None:
+        recipe = on_cuda(self.recipe)
+        with GraphBuilder(self.out / CUDA_DECODER, known=known) as graph:
+            layers = Layers(graph, self.read_text, recipe.decoder, self.pack, floats="float16", exact=recipe.exact)
+            build_decoder(layers, self.checkpoint.config.text, recipe.head)
             self.digests |= graph.save()
 
     def _write_prefill(self, precision: Precision) -> None:
@@ -222,3 +259,9 @@ class _Writer:
         files |= {path for name in settings if (path := self.checkpoint.directory / name).is_file()}
         digests = {path.name: sha256(path) for path in sorted(files)}
         return Source(self.checkpoint.directory.resolve().name, self.checkpoint.config.raw, digests)
+
+
+def _decoder_label(recipe: Recipe) -> str:
+    """The precision of the decoder, and the head's where it is another, for a person."""
+    head = "" if recipe.head == recipe.decoder else f", head {recipe.head.label}"
+    return recipe.decoder.label + head

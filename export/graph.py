@@ -18,6 +18,9 @@ MICROSOFT = "com.microsoft"
 
 # onnxruntime maps external data into memory; a page boundary lets it map without a copy.
 _ALIGNMENT = 4096
+Places = dict[bytes, tuple[str, int]]
+"""Where weights stand, by the sha256 of their bytes: a data file's name, and an offset in it."""
+
 # Sizes, axes and scalars, which stay in the graph itself.
 INLINE_BYTES = 64
 
@@ -78,8 +81,12 @@ class Graph:
 class GraphBuilder(Graph):
     """A graph whose weights go straight to a data file; `save` writes NAME.onnx beside NAME.onnx.data."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, known: Places | None = None, remember: bool = False) -> None:
+        """known: weights that stand in another graph's data file, and are read from there. remember: note `places`."""
         super().__init__(path.stem)
+        self._known = known or {}
+        self._hashing = remember or bool(known)
+        self.places: Places = {}
         self.path = path
         self.data_path = path.with_name(path.name + ".data")
         self._data = self.data_path.open("wb")
@@ -97,12 +104,11 @@ class GraphBuilder(Graph):
         array = np.ascontiguousarray(array)
         if array.nbytes <= INLINE_BYTES:
             return super().add_weight(name, array)
-        self._write(b"\0" * (-self._offset % _ALIGNMENT))
+        location, offset = self._place(array)
         tensor = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(array.dtype), dims=array.shape)
         tensor.data_location = TensorProto.EXTERNAL
-        for key, value in (("location", self.data_path.name), ("offset", self._offset), ("length", array.nbytes)):
+        for key, value in (("location", location), ("offset", offset), ("length", array.nbytes)):
             tensor.external_data.add(key=key, value=str(value))
-        self._write(array.data.cast("B"))
         self._initializers.append(tensor)
         return name
 
@@ -112,6 +118,19 @@ class GraphBuilder(Graph):
         self.path.write_bytes(blob)
         self._data.close()
         return {self.path: hashlib.sha256(blob).hexdigest(), self.data_path: self._digest.hexdigest()}
+
+    def _place(self, array: NDArray[Any]) -> tuple[str, int]:
+        """Where an array stands: in another graph's data file already, or at the end of this one's from now on."""
+        data = array.data.cast("B")
+        digest = hashlib.sha256(data).digest() if self._hashing else b""
+        if digest in self._known:
+            return self._known[digest]
+        self._write(b"\0" * (-self._offset % _ALIGNMENT))
+        place = self.data_path.name, self._offset
+        self._write(data)
+        if digest:
+            self.places[digest] = place
+        return place
 
     def _write(self, data: bytes | memoryview) -> None:
         self._data.write(data)

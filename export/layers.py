@@ -3,17 +3,19 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import TensorProto
 
 from ..quant.blockwise import dequantize
 from ..quant.channelwise import LARGEST_CODE, dequantize_channels, quantize_channels
 from ..quant.nf4 import dequantize_nf4, quantize_nf4
+from ..runtime.errors import CheckpointError
 from .graph import MICROSOFT, Graph
 from .packing import Pack, pack_blocks
-from .recipe import NF4, W8A8, Blockwise, Float32, Precision
+from .recipe import NF4, W8A8, Blockwise, Float16, Float32, Precision
 
 ReadTensor = Callable[[str], NDArray[np.float32]]
 """Reads a tensor of the checkpoint by its name, as float32."""
@@ -31,10 +33,14 @@ class Stored:
 Observe = Callable[[str, NDArray[np.float32], Stored], None]
 """Called with a product's scope, its weight [out, in] and what was stored for it."""
 
+Floats = Literal["float32", "float16"]
+"""The type of activations, and with them of norms, biases and scales."""
+
 # What a row is divided by at least, so that a row of zeros gives zeros and not 0 / 0.
 _SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 # Activations become uint8 around this: MLAS multiplies unsigned by signed bytes fast, and signed by signed slowly.
 _ZERO_POINT = 128
+_FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 
 class Layers:
@@ -47,13 +53,39 @@ class Layers:
         precision: Precision,
         pack: Pack = pack_blocks,
         observe: Observe | None = None,
+        *,
+        floats: Floats = "float32",
+        exact: Sequence[str] = (),
     ) -> None:
-        """pack: makes the blocks of a weight, where `precision` has any. observe: sees what became of each weight."""
-        self.graph, self.read, self.precision = graph, read, precision
-        self._pack, self._observe = pack, observe
+        """pack: makes the blocks of a weight, where `precision` has any. observe: sees what became of each weight.
+
+        floats: the type of activations. exact: scopes that stay float32 all the same; see `within`.
+        """
+        self.graph, self.read, self.precision, self.floats = graph, read, precision, floats
+        self._pack, self._observe, self._exact = pack, observe, exact
         # What each product multiplies, by its scope.
         self.inputs: dict[str, str] = {}
         self._rows: dict[str, tuple[str, str]] = {}
+
+    @property
+    def type(self) -> int:
+        """The TensorProto.DataType of activations."""
+        return TensorProto.FLOAT16 if self.floats == "float16" else TensorProto.FLOAT
+
+    def within(self, scope: str) -> "Layers":
+        """The layers of a scope: these, or their like in float32 where it stays exact."""
+        return self.in_float32() if scope in self._exact else self
+
+    def in_float32(self) -> "Layers":
+        """The like of these over float32 activations, in the same graph. Half floats become float32 weights."""
+        if self.floats == "float32":
+            return self
+        precision = Float32() if isinstance(self.precision, Float16) else self.precision
+        return Layers(self.graph, self.read, precision, self._pack, self._observe)
+
+    def taken(self, value: str, floats: Floats, scope: str) -> str:
+        """A value of a type as these layers have it: itself, or cast under `scope`."""
+        return value if floats == self.floats else self.graph.add_node("Cast", [value], scope, to=self.type)
 
     def linear(self, x: str, modules: Sequence[str], scope: str, *, bias: bool) -> str:
         """`x @ W.T + b` in the precision of these layers, W stacking the weights of `modules` [out, in]."""
@@ -78,7 +110,7 @@ class Layers:
         caller to multiply rows by their scales, where they have some: see `scaled`.
         """
         self.inputs[scope] = x
-        b = "" if bias is None else self.graph.add_weight(f"{scope}.bias", bias)
+        b = "" if bias is None else self._float_weight(f"{scope}.bias", bias)
         if isinstance(precision, W8A8):
             return self._row_product(x, weight, scope, b, lowest, scaled=scaled)
         if isinstance(precision, Blockwise):
@@ -88,7 +120,11 @@ class Layers:
         return self._float_product(x, weight, scope, b)
 
     def _block_product(self, x: str, weight: NDArray[np.float32], scope: str, precision: Blockwise, bias: str) -> str:
-        """The product as MatMulNBits(B, scales, zero_points, bias), of 4 or 8 bits."""
+        """The product as MatMulNBits(B, scales, zero_points, bias), of 4 or 8 bits.
+
+        In half floats MatMulNBits(B, scales, zero_points) -> Add(bias): not every CUDA kernel since 1.23 takes one.
+        """
+        half = self.floats == "float16"
         packed = self._pack(scope, weight, precision)
         if self._observe:
             stored = dataclasses.replace(precision, bits=packed.bits)
@@ -97,10 +133,10 @@ class Layers:
         inputs = [
             x,
             self.graph.add_weight(f"{scope}.weight", packed.packed),
-            self.graph.add_weight(f"{scope}.scales", packed.scales),
+            self._float_weight(f"{scope}.scales", packed.scales),
             "" if zero_points is None else self.graph.add_weight(f"{scope}.zero_points", zero_points),
             "",
-            bias,
+            "" if half else bias,
         ]
         attributes: dict[str, Any] = {
             "N": weight.shape[0],
@@ -109,7 +145,8 @@ class Layers:
             "block_size": packed.block_size,
             "accuracy_level": precision.accuracy_level,
         }
-        return self.graph.add_node("MatMulNBits", _trimmed(inputs), scope, domain=MICROSOFT, **attributes)
+        y = self.graph.add_node("MatMulNBits", _trimmed(inputs), scope, domain=MICROSOFT, **attributes)
+        return self.graph.add_node("Add", [y, bias], scope) if bias and half else y
 
     def _nf4_product(self, x: str, weight: NDArray[np.float32], scope: str, precision: NF4, bias: str) -> str:
         """The product as MatMulBnb4(B, absmax) -> Add(bias): the operator takes none."""
@@ -119,7 +156,7 @@ class Layers:
         inputs = [
             x,
             self.graph.add_weight(f"{scope}.weight", packed.packed),
-            self.graph.add_weight(f"{scope}.absmax", packed.absmax),
+            self._float_weight(f"{scope}.absmax", packed.absmax),
         ]
         attributes = {"N": weight.shape[0], "K": weight.shape[1], "block_size": precision.block_size}
         # quant_type 1 is NF4; transB says that the weight is [N, K].
@@ -148,8 +185,8 @@ class Layers:
         return normed, total
 
     def vector(self, name: str) -> str:
-        """A norm's weight or bias [n], in float32 under its own name."""
-        return self.graph.add_weight(name, self.read(name))
+        """A norm's weight or bias [n], under its own name."""
+        return self._float_weight(name, self.read(name))
 
     def constant(self, name: str, values: Sequence[int]) -> str:
         """A small int64 initializer [n]: sizes, axes, shapes. The same name is added once."""
@@ -159,14 +196,22 @@ class Layers:
         """A float32 initializer []. The same name is added once."""
         return self._shared(name, np.array(value, np.float32))
 
+    def _float_weight(self, name: str, array: NDArray[np.float32]) -> str:
+        """An initializer in the type of activations. Raises `CheckpointError` for a value beyond fp16's range."""
+        if self.floats == "float16" and max(array.max(), -array.min()) > _FLOAT16_MAX:
+            raise CheckpointError(f"{name} has values beyond fp16's range; export the checkpoint with --device cpu")
+        return self.graph.add_weight(name, array.astype(self.floats, copy=False))
+
     def _shared(self, name: str, array: NDArray[Any]) -> str:
         return name if self.graph.has_weight(name) else self.graph.add_weight(name, array)
 
     def _float_product(self, x: str, weight: NDArray[np.float32], scope: str, bias: str) -> str:
         """The product as MatMul(W.T) -> Add(bias)."""
         if self._observe:
-            self._observe(scope, weight, Stored(Float32(), weight, weight.nbytes))
-        transposed = self.graph.add_weight(f"{scope}.weight", weight.T)
+            stored = weight.astype(self.floats)
+            precision = Float32() if self.floats == "float32" else Float16()
+            self._observe(scope, weight, Stored(precision, stored.astype(np.float32), stored.nbytes))
+        transposed = self._float_weight(f"{scope}.weight", weight.T)
         y = self.graph.add_node("MatMul", [x, transposed], scope)
         return self.graph.add_node("Add", [y, bias], scope) if bias else y
 

@@ -12,7 +12,7 @@ from .checkpoint import Checkpoint
 from .folds import FoldSite, Scales, text_sites, vision_sites
 from .layers import ReadTensor
 from .packing import Pack, pack_blocks
-from .recipe import HEAD_SCOPE, Blockwise, Float32, Recipe
+from .recipe import HEAD_SCOPE, Blockwise, Float16, Float32, Recipe
 from .workdir import Workdir
 
 
@@ -32,7 +32,7 @@ def prepare(
     vision_scales: Scales = {}
     text_scales: Scales = {}
     if recipe.smooth:
-        if not isinstance(recipe.vision, Float32):
+        if not isinstance(recipe.vision, Float32 | Float16):
             vision_scales = expected_scales(checkpoint.read, vision_sites(checkpoint.config.vision), progress)
         text_scales = smooth_scales(checkpoint, recipe, progress)
     if calibrated is not None:

@@ -1,10 +1,12 @@
 """The vision encoder's graph: flattened patches to the rows that stand for visual tokens."""
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
 from ..runtime.manifest import VisionDims
 from .graph import MICROSOFT
-from .layers import Layers
+from .layers import Floats, Layers
 from .recipe import Float32
 
 # Qwen2VLVisionBlock and PatchMerger build their LayerNorms with this; no configuration names it.
@@ -15,21 +17,29 @@ _QUICK_GELU_ALPHA = 1.702
 _QUICK_GELU_LOWEST = -0.27847 / _QUICK_GELU_ALPHA
 
 
+_FLOAT32: Floats = "float32"
+_Tables = Mapping[Floats, Sequence[str]]
+"""The names of the rotary angles' cosines and sines, by their type."""
+
+
 def build_vision(layers: Layers, dims: VisionDims) -> None:
     """Build the graph of one image.
 
     pixel_values [patches, patch_dim] -> patch embedding -> blocks -> LayerNorm -> merger -> image_features
     cos, sin [patches, head_size / 2]: rotary angles of each patch, for `RotaryEmbedding`
     image_features [patches / merge_size^2, out_dim]
+    All of these are float32 in half floats too: the encoder runs once an image, and its casts cost next to nothing.
     """
-    _declare_tables(layers, dims)
-    x = _patch_embedding(layers, dims)
-    normed = layers.layer_norm(x, "visual.blocks.0.norm1", "blocks.0/norm1", _EPSILON)
+    tables = _declare_tables(layers, dims)
+    x, floats = _patch_embedding(layers, dims), _FLOAT32
     for i in range(dims.depth):
-        following = f"visual.blocks.{i + 1}.norm1" if i + 1 < dims.depth else "visual.merger.ln_q"
-        x = _block(layers, dims, i, x, normed)
-        normed = layers.layer_norm(x, following, f"blocks.{i}/next_norm", _EPSILON)
-    _merger(layers, dims, normed)
+        inner, scope = layers.within(f"blocks.{i}"), "blocks.0/norm1" if i == 0 else f"blocks.{i - 1}/next_norm"
+        x = inner.taken(x, floats, scope)
+        normed = inner.layer_norm(x, f"visual.blocks.{i}.norm1", scope, _EPSILON)
+        x, floats = _block(inner, dims, i, x, normed, tables), inner.floats
+    inner, scope = layers.within("merger"), f"blocks.{dims.depth - 1}/next_norm"
+    x = inner.taken(x, floats, scope)
+    _merger(inner, dims, inner.layer_norm(x, "visual.merger.ln_q", scope, _EPSILON))
 
 
 def build_patch_embedding(layers: Layers, dims: VisionDims) -> None:
@@ -39,10 +49,10 @@ def build_patch_embedding(layers: Layers, dims: VisionDims) -> None:
 
 def build_block(layers: Layers, dims: VisionDims) -> None:
     """Build the graph of block 0 alone: hidden [1, patches, embed_dim] -> residual, of the same shape; cos, sin."""
-    _declare_tables(layers, dims)
+    tables = _declare_tables(layers, dims)
     x = layers.graph.add_input("hidden", [1, "patches", dims.embed_dim])
     normed = layers.layer_norm(x, "visual.blocks.0.norm1", "blocks.0/norm1", _EPSILON)
-    _name_output(layers, _block(layers, dims, 0, x, normed), "residual", dims.embed_dim)
+    _name_output(layers, _block(layers, dims, 0, x, normed, tables), "residual", dims.embed_dim)
 
 
 def build_merger(layers: Layers, dims: VisionDims) -> None:
@@ -51,9 +61,9 @@ def build_merger(layers: Layers, dims: VisionDims) -> None:
     _merger(layers, dims, layers.layer_norm(x, "visual.merger.ln_q", "merger/ln_q", _EPSILON))
 
 
-def _declare_tables(layers: Layers, dims: VisionDims) -> None:
-    for table in ("cos", "sin"):
-        layers.graph.add_input(table, ["patches", dims.head_size // 2])
+def _declare_tables(layers: Layers, dims: VisionDims) -> _Tables:
+    inputs = [layers.graph.add_input(table, ["patches", dims.head_size // 2]) for table in ("cos", "sin")]
+    return {_FLOAT32: inputs, layers.floats: [layers.taken(table, _FLOAT32, table) for table in inputs]}
 
 
 def _name_output(layers: Layers, x: str, name: str, width: int) -> None:
@@ -70,7 +80,7 @@ def _patch_embedding(layers: Layers, dims: VisionDims) -> str:
     return graph.add_node("Unsqueeze", [embedded, layers.constant("batch_axis", [0])], "patch_embed")
 
 
-def _block(layers: Layers, dims: VisionDims, i: int, x: str, normed: str) -> str:
+def _block(layers: Layers, dims: VisionDims, i: int, x: str, normed: str, tables: _Tables) -> str:
     """One block; `x` is the residual stream and `normed` its norm1. Returns the stream behind the block.
 
     normed -> attention -> Add(x) -> LayerNormalization -> fc1 -> QuickGelu -> fc2 -> Add
@@ -78,7 +88,7 @@ def _block(layers: Layers, dims: VisionDims, i: int, x: str, normed: str) -> str
     SkipLayerNormalization would be one operator for two, and on a CPU takes six times as long as they do.
     """
     block, scope = f"visual.blocks.{i}", f"blocks.{i}"
-    attended = _attention(layers, dims, normed, f"{block}.attn", f"{scope}/attn")
+    attended = _attention(layers, dims, normed, f"{block}.attn", f"{scope}/attn", tables)
     x = layers.graph.add_node("Add", [attended, x], f"{scope}/attn/residual")
     normed = layers.layer_norm(x, f"{block}.norm2", f"{scope}/norm2", _EPSILON)
     down = _mlp(layers, normed, f"{block}.mlp", f"{scope}/mlp")
@@ -97,7 +107,7 @@ def _mlp(layers: Layers, x: str, module: str, scope: str) -> str:
     return layers.summed_products(hidden, down, scope, "fc2", down_bias, lowest=_QUICK_GELU_LOWEST)
 
 
-def _attention(layers: Layers, dims: VisionDims, x: str, module: str, scope: str) -> str:
+def _attention(layers: Layers, dims: VisionDims, x: str, module: str, scope: str, tables: _Tables) -> str:
     """Full attention over one image's patches.
 
     x -> q, k -> RotaryEmbedding -> MultiHeadAttention -> proj
@@ -114,7 +124,11 @@ def _attention(layers: Layers, dims: VisionDims, x: str, module: str, scope: str
     )
     rotated = [
         graph.add_node(
-            "RotaryEmbedding", [y, "first_position", "cos", "sin"], f"{scope}/{name}", domain=MICROSOFT, interleaved=0
+            "RotaryEmbedding",
+            [y, "first_position", *tables[layers.floats]],
+            f"{scope}/{name}",
+            domain=MICROSOFT,
+            interleaved=0,
         )
         for name, y in (("q", q), ("k", k))
     ]
@@ -133,5 +147,6 @@ def _merger(layers: Layers, dims: VisionDims, normed: str) -> None:
     hidden = layers.linear(rows, ["visual.merger.mlp.0"], "merger/mlp.0", bias=True)
     act = graph.add_node("Gelu", [hidden], "merger", domain=MICROSOFT)
     features = layers.linear(act, ["visual.merger.mlp.2"], "merger/mlp.2", bias=True)
+    features = layers.in_float32().taken(features, layers.floats, "merger")
     output = graph.add_output("image_features", ["visual_tokens", dims.out_dim])
     graph.add_node("Identity", [features], "merger", [output])

@@ -9,17 +9,32 @@ from pathlib import Path
 
 from .errors import BundleError
 from .graph_faults import graph_fault
-from .graph_signature import Signature, decoder_signature, embedding_bytes, prefill_signature, vision_signature
+from .graph_signature import (
+    Signature,
+    cuda_decoder_signature,
+    decoder_signature,
+    embedding_bytes,
+    prefill_signature,
+    vision_signature,
+)
 from .manifest import MANIFEST, FileEntry, Manifest
 
 VISION = "vision_encoder.onnx"
 DECODER = "decoder.onnx"
 PREFILL = "prefill.onnx"
+CUDA_VISION = "vision_encoder.cuda.onnx"
+CUDA_DECODER = "decoder.cuda.onnx"
 EMBEDDINGS = "embeddings.bin"
 TOKENIZER = "tokenizer.json"
 SIGNATURE = "model.sig"
 """OpenSSF model-signing's own name; no manifest lists it, because it signs the manifest too."""
 REQUIRED = (VISION, f"{VISION}.data", DECODER, f"{DECODER}.data", EMBEDDINGS, TOKENIZER)
+"""What a bundle for CPUs holds at least."""
+
+_CUDA_REQUIRED = (CUDA_VISION, f"{CUDA_VISION}.data", CUDA_DECODER, f"{CUDA_DECODER}.data", EMBEDDINGS, TOKENIZER)
+_NEEDED = {"cpu": REQUIRED, "cuda": _CUDA_REQUIRED}
+# A graph for CUDA may take what both have from the data file of its like for CPUs.
+_LIKE = {CUDA_VISION: VISION, CUDA_DECODER: DECODER}
 
 _HASH_BYTES = 1 << 22
 # The full-size model's has some ten kilobytes. JSON takes up to fifty times its size in memory.
@@ -57,7 +72,8 @@ def read_manifest(directory: Path) -> Manifest:
         raise BundleError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise BundleError(f"{path} is not text; export the bundle again") from None
-    absent = [name for name in REQUIRED if name not in manifest.files]
+    needed = [name for device in manifest.devices for name in _NEEDED[device]]
+    absent = [name for name in needed if name not in manifest.files]
     if absent:
         raise BundleError(f"{path} does not list {absent[0]}; export the bundle again")
     return manifest
@@ -127,15 +143,18 @@ def _dimensions_fault(path: Path, name: str, manifest: Manifest) -> str:
         return "" if size == wanted else f"{name} has {size} bytes and the manifest's dimensions want {wanted}"
     if name == TOKENIZER and manifest.files[name].size > _MAX_TOKENIZER_BYTES:
         return f"{name} is too large for a tokenizer"
-    if name not in (VISION, DECODER, PREFILL):
+    if name not in (VISION, DECODER, PREFILL, *_LIKE):
         return ""
-    data = manifest.files.get(f"{name}.data")
-    return graph_fault(path, data.size if data else 0, _signature(name, manifest))
+    readable = [f"{graph}.data" for graph in (name, _LIKE.get(name)) if graph]
+    sizes = {data: manifest.files[data].size if data in manifest.files else 0 for data in readable}
+    return graph_fault(path, sizes, _signature(name, manifest))
 
 
 def _signature(name: str, manifest: Manifest) -> Signature:
-    if name == VISION:
+    if name in (VISION, CUDA_VISION):
         return vision_signature(manifest.vision)
+    if name == CUDA_DECODER:
+        return cuda_decoder_signature(manifest.text)
     return decoder_signature(manifest.text) if name == DECODER else prefill_signature(manifest.text)
 
 

@@ -19,6 +19,7 @@ def describe(manifest: Manifest) -> str:
         f"keys and values), vocabulary {text.vocab_size}, up to {text.max_positions} tokens",
         f"vision    {vision.depth} blocks, width {vision.embed_dim}, {vision.num_heads} heads; one visual token for "
         f"{vision.patch_size * vision.merge_size} x {vision.patch_size * vision.merge_size} pixels",
+        f"for       {' and '.join(manifest.devices)}",
         f"images    {manifest.preprocessing.min_pixels} to {manifest.preprocessing.max_pixels} pixels",
         f"KV cache  {text.kv_bytes_per_token / 1024:.0f} KiB for each token",
         f"recipe    {recipe_line(manifest.recipe)}",
@@ -50,8 +51,8 @@ def recipe_line(recipe: dict[str, Any]) -> str:
 def _precision(part: dict[str, Any], recipe: dict[str, Any]) -> str:
     """One part's precision in words, e.g. "4 bits by hqq in blocks of 128, asymmetric"."""
     kind = part.get("kind", "of unknown precision")
-    if kind == "fp32":
-        return "fp32"
+    if kind in ("fp32", "fp16"):
+        return kind
     if kind == "w8a8":
         return "W8A8 (int8 weights and activations)"
     words = [f"{part['bits']} bits" if kind == "blockwise" and "bits" in part else str(kind)]

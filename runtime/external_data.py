@@ -1,12 +1,13 @@
 """Where an ONNX graph keeps its weights, read from the file's bytes without the onnx package.
 
 onnxruntime follows whatever path the graph names: 1.23 to any file of the disk, later versions only inside the graph's
-folder. A bundle's graph may name one file, its own data file, and there only what lies within it.
+folder. A bundle's graph may name its own data file, one for CUDA its like's for CPUs too, and there only what lies
+within it.
 """
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from .protobuf import read_fields, read_integer, read_integers, read_messages, read_text
@@ -71,11 +72,13 @@ def external_tensors(graph: memoryview) -> Iterator[ExternalTensor]:
             waiting.append(_inner(kind, message))
 
 
-def tensor_fault(tensor: ExternalTensor, data: str, size: int) -> str:
-    """What is wrong with where a tensor stands, who may stand only in the file `data` of `size` bytes; or nothing."""
-    elsewhere = sorted(tensor.locations - {data})
+def tensor_fault(tensor: ExternalTensor, files: Mapping[str, int]) -> str:
+    """What is wrong with where a tensor stands, or nothing. files: where it may stand, with their bytes."""
+    elsewhere = sorted(tensor.locations - files.keys())
     if elsewhere:
-        return f"takes weights from {elsewhere[0]!r} and not from {data}"
+        return f"takes weights from {elsewhere[0]!r} and not from {' or '.join(files)}"
+    data = next(iter(tensor.locations), next(iter(files)))
+    size = files[data]
     values = dict(tensor.entries)
     if len(tensor.entries) != len(_KEYS) or values.keys() != _KEYS:
         return f"does not say in the usual way where in {data} a weight stands"

@@ -1,5 +1,6 @@
 """What is wrong with one of a bundle's graphs, found from its bytes before onnxruntime sees them."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from .external_data import external_tensors, tensor_fault
@@ -10,18 +11,18 @@ from .graph_signature import Signature, declared, signature_fault
 _MAX_GRAPH_BYTES = 1 << 21
 
 
-def graph_fault(path: Path, data_size: int, wanted: Signature) -> str:
+def graph_fault(path: Path, data: Mapping[str, int], wanted: Signature) -> str:
     """The first fault of a graph, or nothing. Raises OSError where it cannot be read.
 
-    data_size: bytes of its data file. A graph may take weights from that file alone, and only from within it. wanted:
-    what must go in and come out.
+    data: the files that it may take weights from, only from within them, with their bytes; its own is the first.
+    wanted: what must go in and come out.
     """
     with path.open("rb") as file:
         graph = memoryview(file.read(_MAX_GRAPH_BYTES + 1))
     if len(graph) > _MAX_GRAPH_BYTES:
         return f"{path.name} is too large for a graph"
     try:
-        faults = (tensor_fault(tensor, f"{path.name}.data", data_size) for tensor in external_tensors(graph))
+        faults = (tensor_fault(tensor, data) for tensor in external_tensors(graph))
         fault = next(filter(None, faults), "") or signature_fault(declared(graph), wanted)
     except ValueError as error:
         return f"{path.name} is not an ONNX graph ({error})"

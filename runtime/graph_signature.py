@@ -7,7 +7,7 @@ from .manifest import Manifest, TextDims, VisionDims
 from .protobuf import read_fields, read_integer, read_message, read_messages, read_text
 
 # TensorProto.DataType.
-_FLOAT, _INT32, _INT64 = 1, 6, 7
+_FLOAT, _INT32, _INT64, _FLOAT16 = 1, 6, 7, 10
 
 # Field numbers of onnx.proto: ModelProto.graph; GraphProto.input and output; ValueInfoProto.name and type;
 # TypeProto.tensor_type, its elem_type, shape, that one's dim, and of a dim the dim_value.
@@ -51,13 +51,24 @@ def decoder_signature(dims: TextDims) -> Signature:
     return Signature(prefill.inputs | {"logit_rows": Value(_INT64, (None,))}, prefill.outputs | logits)
 
 
-def prefill_signature(dims: TextDims) -> Signature:
+def cuda_decoder_signature(dims: TextDims) -> Signature:
+    """What the decoder's graph for CUDA must have: half floats, and which token is the likeliest."""
+    prefill = prefill_signature(dims, _FLOAT16)
+    said = {
+        "logits": Value(_FLOAT, (None, None, dims.vocab_size)),
+        "likeliest": Value(_INT64, (None, None)),
+        "largest": Value(_FLOAT, (None, None)),
+    }
+    return Signature(prefill.inputs | {"logit_rows": Value(_INT64, (None,))}, prefill.outputs | said)
+
+
+def prefill_signature(dims: TextDims, floats: int = _FLOAT) -> Signature:
     """What the prefill graph must have."""
-    table = Value(_FLOAT, (None, dims.head_size // 2))
-    cache = Value(_FLOAT, (None, dims.num_kv_heads, None, dims.head_size))
+    table = Value(floats, (None, dims.head_size // 2))
+    cache = Value(floats, (None, dims.num_kv_heads, None, dims.head_size))
     ends = [f"{i}.{kind}" for i in range(dims.layers) for kind in ("key", "value")]
     inputs = {
-        "inputs_embeds": Value(_FLOAT, (None, None, dims.hidden_size)),
+        "inputs_embeds": Value(floats, (None, None, dims.hidden_size)),
         "seqlens_k": Value(_INT32, (None,)),
         "total_sequence_length": Value(_INT32, ()),
         "cos_cache": table,

@@ -7,7 +7,7 @@ import types
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from .errors import BundleError
 
@@ -19,6 +19,9 @@ _LARGEST = 2**31 - 1
 _WIDEST = 2**16
 _MOST_LAYERS = 1000
 _SHARED = ("patch_size", "temporal_patch_size", "merge_size")
+
+DeviceName = Literal["cpu", "cuda"]
+"""What a bundle's graphs are for, and run on."""
 
 T = TypeVar("T")
 
@@ -154,7 +157,10 @@ class Loss:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All of manifest.json. What may be None may be absent: `loss`, where it was not measured."""
+    """All of manifest.json. What may be None may be absent: `loss`, where it was not measured.
+
+    devices: `DeviceName`s; those of older bundles, which do not say it, are for CPUs.
+    """
 
     format_version: int
     created_by: str
@@ -170,6 +176,7 @@ class Manifest:
     generation: Generation
     files: dict[str, FileEntry]
     loss: Loss | None = None
+    devices: tuple[str, ...] = ("cpu",)
 
     def to_json(self) -> str:
         """The text of manifest.json."""
@@ -219,6 +226,8 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
         yield f"the embeddings' type {manifest.embedding_dtype!r} is not known"
     if not 0 <= manifest.image_token_id < text.vocab_size:
         yield "the image token is not in the vocabulary"
+    if not manifest.devices or not {*manifest.devices} <= {*get_args(DeviceName)}:
+        yield "it is for no device that this medvlm knows"
     if manifest.loss is not None and not _possible(manifest.loss):
         yield "its loss has figures that cannot be"
 
