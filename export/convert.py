@@ -22,7 +22,7 @@ from .checkpoint import Checkpoint, open_checkpoint
 from .config import CONFIG, GENERATION, PREPROCESSOR_FILES
 from .decoder import build_decoder, build_prefill
 from .folds import FoldedReader, text_sites, vision_sites
-from .graph import GraphBuilder, Places
+from .graph import CUDA_OPSET, GraphBuilder, Places
 from .layers import Layers, Observe, Stored
 from .output import atomic_directory, check_output, check_space
 from .prepare import Prepared, prepare
@@ -209,14 +209,14 @@ class _Writer:
 
     def _write_cuda_vision(self, known: Places) -> None:
         recipe = on_cuda(self.recipe)
-        with GraphBuilder(self.out / CUDA_VISION, known=known) as graph:
+        with GraphBuilder(self.out / CUDA_VISION, CUDA_OPSET, known=known) as graph:
             layers = Layers(graph, self.read_vision, recipe.vision, floats="float16", exact=recipe.exact)
             build_vision(layers, self.checkpoint.config.vision)
             self.digests |= graph.save()
 
     def _write_cuda_decoder(self, known: Places) -> None:
         recipe = on_cuda(self.recipe)
-        with GraphBuilder(self.out / CUDA_DECODER, known=known) as graph:
+        with GraphBuilder(self.out / CUDA_DECODER, CUDA_OPSET, known=known) as graph:
             layers = Layers(graph, self.read_text, recipe.decoder, self.pack, floats="float16", exact=recipe.exact)
             build_decoder(layers, self.checkpoint.config.text, recipe.head)
             self.digests |= graph.save()

@@ -89,8 +89,7 @@ def _choose(layers: Layers, logits: str) -> None:
     graph.add_output("likeliest", ["batch", "rows"], TensorProto.INT64)
     graph.add_output("largest", ["batch", "rows"])
     graph.add_node("ArgMax", [logits], HEAD_SCOPE, ["likeliest"], axis=-1, keepdims=0)
-    axis = layers.constant("last_axis", [-1])
-    graph.add_node("ReduceMax", [logits, axis], HEAD_SCOPE, ["largest"], keepdims=0)
+    graph.add_node("ReduceMax", [logits], HEAD_SCOPE, ["largest"], axes=[-1], keepdims=0)
 
 
 def _declare_inputs(layers: Layers, dims: TextDims) -> None:

@@ -13,6 +13,10 @@ from onnx import ModelProto, TensorProto, helper
 # onnxruntime 1.23, the last for Python 3.10, has no QuantizeLinear of a later opset. com.microsoft holds onnxruntime's
 # own operators.
 OPSET = 21
+# CUDA's kernels are registered for an operator's version exactly or for a closed range. Of 1.23 to 1.32 not all have
+# Identity-21, Unsqueeze-21 or any ReduceMax behind 18: such a node goes to the CPU, and takes the whole graph's capture
+# with it.
+CUDA_OPSET = 17
 IR_VERSION = 10
 MICROSOFT = "com.microsoft"
 
@@ -32,8 +36,8 @@ class Graph:
     profile or an error reads like the model.
     """
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self, name: str, opset: int = OPSET) -> None:
+        self._name, self._opset = name, opset
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: list[onnx.TensorProto] = []
         self._inputs: list[onnx.ValueInfoProto] = []
@@ -70,7 +74,7 @@ class Graph:
     def model(self) -> ModelProto:
         """The whole model."""
         graph = helper.make_graph(self._nodes, self._name, self._inputs, self._outputs, self._initializers)
-        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
+        opsets = [helper.make_opsetid("", self._opset), helper.make_opsetid(MICROSOFT, 1)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="medvlm")
 
     def serialize(self) -> bytes:
@@ -81,9 +85,9 @@ class Graph:
 class GraphBuilder(Graph):
     """A graph whose weights go straight to a data file; `save` writes NAME.onnx beside NAME.onnx.data."""
 
-    def __init__(self, path: Path, *, known: Places | None = None, remember: bool = False) -> None:
+    def __init__(self, path: Path, opset: int = OPSET, *, known: Places | None = None, remember: bool = False) -> None:
         """known: weights that stand in another graph's data file, and are read from there. remember: note `places`."""
-        super().__init__(path.stem)
+        super().__init__(path.stem, opset)
         self._known = known or {}
         self._hashing = remember or bool(known)
         self.places: Places = {}
