@@ -52,12 +52,15 @@ def answer_batch(
     `MedVLM.run` gives: products of several rows are summed up in another order, and activations that are quantized
     (accuracy level 4) then fall on the other side of a step now and then. Of the demo model's tokens that is 1 in
     16,000. There are no drafts, and an answer's decoding time includes what is done for others meanwhile.
+    On a GPU requests are answered one after the other.
     Raises `InputError`, before any work, for a request or a batch that does not fit.
     """
     for request in requests:
         check_fit(request, model.max_length)
     if not requests:
         return []
+    if model.device != "cpu":
+        return _one_by_one(model, requests, decoding, votes, preprocess_s)
     capacity = rounded_up(max(len(r.token_ids) + model.free_slots(r, decoding) for r in requests))
     size = _batch_size(len(requests), batch_size, capacity * model.manifest.text.kv_bytes_per_token)
     model.end_stream()
@@ -65,6 +68,20 @@ def answer_batch(
     decoder = model.batch_decoder(size, capacity, lag)
     nothing = [0] * len(requests)
     return _Batch(model, decoder, requests, decoding, votes or nothing, preprocess_s or nothing).run()
+
+
+def _one_by_one(
+    model: "MedVLM",
+    requests: Sequence[Request],
+    decoding: Decoding,
+    votes: Sequence[int] | None,
+    preprocess_s: Sequence[float] | None,
+) -> list[Answer]:
+    answers: dict[int, Answer] = {}
+    for number in _by_prompt(requests):
+        vote, seconds = votes[number] if votes else 0, preprocess_s[number] if preprocess_s else 0.0
+        answers[number] = model.run(requests[number], decoding, preprocess_s=seconds, vote=vote).finish()
+    return [answers[number] for number in range(len(requests))]
 
 
 def _batch_size(requests: int, batch_size: int | None, bytes_each: int) -> int:
@@ -189,7 +206,9 @@ class _Batch:
         if self._prefilled is None or self._prefilled.prompt != prompt:
             # What held it may be overwritten from here on.
             self._prefilled = None
-            self._prefilled = _Prefilled(prompt, *self._model.prefill.fill(request, 0, progress))
+            decoder, logits = self._model.prefill.fill(request, 0, progress)
+            assert isinstance(decoder, Decoder)  # noqa: S101 - of a model on a CPU
+            self._prefilled = _Prefilled(prompt, decoder, np.asarray(logits))
         else:
             progress.cached_tokens = len(request.token_ids)
         return self._prefilled

@@ -11,6 +11,7 @@ import click
 from .bundle import Bundle, open_bundle
 from .context import DEFAULT_MAX_LENGTH, context_length
 from .decoding import DEFAULT_MAX_NEW_TOKENS, MOST_DRAFTED, Decoding
+from .device import check_bundle_device
 from .dicom.view import read_view
 from .model import DEFAULT_PREFIX_MB, MedVLM
 from .processor import Processor
@@ -36,17 +37,19 @@ class Loading:
     prefix_mb: int
     hash_files: bool
     audit: Path | None = None
+    gpu_mem_limit: int | None = None
 
     def open(self, bundle: Path) -> tuple[Bundle, int]:
         """The checked bundle and its context's length in tokens. Raises `InputError` and `BundleError`."""
         check_device(self.device)
         opened = open_bundle(bundle, hash_files=self.hash_files)
+        check_bundle_device(self.device, opened.manifest)
         return opened, context_length(opened, self.max_length)
 
     def load(self, opened: Bundle, processor: Processor) -> MedVLM:
         """The model, which takes seconds."""
         status(f"loading {opened.directory}")
-        return MedVLM(
+        model = MedVLM(
             opened,
             processor,
             device=self.device,
@@ -54,7 +57,11 @@ class Loading:
             max_length=self.max_length,
             prefix_mb=self.prefix_mb,
             audit=self.audit,
+            gpu_mem_limit=self.gpu_mem_limit,
         )
+        if model.device_note:
+            click.echo(f"Note: {model.device_note}", err=True)
+        return model
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,16 @@ _LOADING = (
         "--max-length", type=int, help=f"Tokens of prompt and answer together  [default: {DEFAULT_MAX_LENGTH}]"
     ),
     THREADS,
-    click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True, help="Where to compute."),
+    click.option(
+        "--device",
+        type=click.Choice(DEVICES),
+        default="auto",
+        show_default=True,
+        help="Where to compute: auto takes CUDA where the bundle is for it and the machine has it.",
+    ),
+    click.option(
+        "--gpu-mem-limit", type=int, metavar="MB", help="Take no more of the GPU's memory  [default: what is needed]"
+    ),
     click.option(
         "--prefix-mb",
         default=DEFAULT_PREFIX_MB,
@@ -143,9 +159,11 @@ def loading_options(command: Command) -> Command:
         prefix_mb: int,
         hash_files: bool,
         audit: Path | None,
+        gpu_mem_limit: int | None,
         **others: Any,
     ) -> None:
-        command(*args, loading=Loading(threads, device, max_length, prefix_mb, hash_files, audit), **others)
+        loading = Loading(threads, device, max_length, prefix_mb, hash_files, audit, gpu_mem_limit)
+        command(*args, loading=loading, **others)
 
     return with_options(wrapped, _LOADING)
 

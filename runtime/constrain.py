@@ -4,9 +4,9 @@ import re
 from collections.abc import Collection, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from .logits import Logits
 from .options import AFTER_LETTER, END_ANSWER, Ballot, Due, beginning, ways_of
 
 _THINK, _END_THINK, _ANSWER = "<think>", "</think>", "<answer>"
@@ -67,7 +67,7 @@ class AnswerForm:
         self._ending: str | None = None
         self._end_thinking_if_spent()
 
-    def choose(self, logits: NDArray[np.float32], plain: int) -> int:
+    def choose(self, logits: Logits, plain: int) -> int:
         """The token to write: `plain`, what plain decoding or sampling chose, or what the form demands instead.
 
         logits: [vocab_size], what `plain` was chosen from; read only where the letter may come. Call it once a token.
@@ -89,8 +89,9 @@ class AnswerForm:
         due = _letter_due(self._ending if self._ending is not None else (ending or "")[: -len(new)])
         if due is None:
             return plain
-        chosen = plain if fits else self._ballot.best(logits, due)
-        self._ballot.count(logits, due, chosen)
+        values = np.asarray(logits)
+        chosen = plain if fits else self._ballot.best(values, due)
+        self._ballot.count(values, due, chosen)
         return chosen
 
     def accept(self, token_id: int, text: str) -> None:
@@ -133,9 +134,9 @@ class AnswerForm:
         """
         return self._ballot.wants_branch
 
-    def give_branch(self, logits: NDArray[np.float32]) -> None:
+    def give_branch(self, logits: Logits) -> None:
         """The logits [vocab_size] after the tokens of `wants_branch`."""
-        self._ballot.give_branch(logits)
+        self._ballot.give_branch(np.asarray(logits))
 
     @property
     def _answered(self) -> bool:

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 
 from .constrain import AnswerForm
 from .detokenize import TextStream
+from .logits import Logits
 from .lookup import PromptLookup
 
 FinishReason = Literal["end", "answer", "length", "context"]
@@ -17,14 +18,17 @@ FinishReason = Literal["end", "answer", "length", "context"]
 
 STOP_TEXT = "</answer>"
 
-Choose = Callable[[NDArray[np.float32], Sequence[int]], int]
+Choose = Callable[[Logits, Sequence[int]], int]
 """Chooses a token from the logits [vocab_size] and the new tokens so far."""
+
+Rows = NDArray[np.float32] | Sequence[Logits]
+"""The logits after each token of a call."""
 
 
 class Cache(Protocol):
     """What the loop asks of a model: to append tokens, and to take the last ones back."""
 
-    def extend(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+    def extend(self, token_ids: Sequence[int]) -> Rows:
         """Append `token_ids`; the logits [tokens, vocab_size] after each of them."""
         ...
 
@@ -79,7 +83,7 @@ class Feed:
     surplus: int = 0
 
 
-Generation = Generator[Token | Feed, NDArray[np.float32], None]
+Generation = Generator[Token | Feed, Rows, None]
 """An answer in the making. It yields each new token, and a `Feed` whose logits [tokens, vocab_size] it wants sent."""
 
 
@@ -92,7 +96,7 @@ class _Draft:
 
 
 def generate(
-    logits: NDArray[np.float32],
+    logits: Logits,
     choose: Choose,
     *,
     tokenizer: Tokenizer,
@@ -110,7 +114,8 @@ def generate(
     """
     stream, tail = TextStream(tokenizer), ""
     new_ids: list[int] = []
-    rows, draft = logits[None], _Draft([])
+    rows: Rows = [logits]
+    draft = _Draft([])
     accepted = surplus = 0
     while True:
         for accepted, row in enumerate(rows):

@@ -5,33 +5,41 @@ import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .accelerator import Accelerator
 from .audit_record import Recorder
 from .batch import answer_batch
 from .batch_decoder import BatchDecoder
-from .bundle import DECODER, EMBEDDINGS, PREFILL, VISION, Bundle, open_bundle
+from .bundle import CUDA_DECODER, CUDA_VISION, DECODER, EMBEDDINGS, PREFILL, VISION, Bundle, open_bundle
 from .constrain import AnswerForm, ending_tokens
 from .context import check_fit, context_length
 from .decoder import Decoder, DecoderSessions
 from .decoding import DEFAULT_DECODING, Decoding
+from .device import Computing, arena_limit, choose_device, half_kv_bytes
+from .device_decoder import AnyDecoder, DeviceDecoder
 from .dicom.view import DEFAULT_VIEW, View
 from .embeddings import EmbeddingTable
 from .errors import InputError
-from .generate import Generation, Limits, Token, generate, generate_alone
+from .generate import Generation, Limits, Rows, Token, generate, generate_alone
 from .images import ImageSource, LoadedImage
+from .logits import Logits
 from .lookup import PromptLookup
 from .prefill import Prefill
 from .prefix import PrefixCache
 from .processor import Processor, Request
 from .result import Answer
 from .sampling import Sampler
-from .session import check_device, one_line_failures, open_sessions
+from .session import check_device, one_line_failures, open_on, open_sessions
 from .stream import Clock, Progress, Record, Stream
 from .threads import usable_cores
 from .vision import VisionEncoder
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
 DEFAULT_PREFIX_MB = 512
 # Tokens of a given text that go through the decoder at once: it keeps the logits of a call for every number of tokens.
@@ -57,6 +65,7 @@ class MedVLM:
         max_length: int | None = None,
         prefix_mb: int = DEFAULT_PREFIX_MB,
         audit: str | os.PathLike[str] | None = None,
+        gpu_mem_limit: int | None = None,
     ) -> None:
         """Open the sessions of a checked bundle; see `load`."""
         check_device(device)
@@ -68,25 +77,23 @@ class MedVLM:
         self.processor = processor or Processor(bundle)
         self.max_length = context_length(bundle, max_length)
         threads = check_threads(threads)
+        limit = None if gpu_mem_limit is None else gpu_mem_limit * 1_000_000
+        self._computing = choose_device(device, bundle, self.max_length, prefix_mb * 1_000_000, limit)
         self._recorder: Recorder | None = None
         if audit is not None:
-            loaded_with = {"threads": threads or usable_cores(), "max_length": self.max_length}
+            loaded_with: dict[str, Any] = {"threads": threads or usable_cores(), "max_length": self.max_length}
+            loaded_with |= {} if self.device == "cpu" else {"device": self.device}
             self._recorder = Recorder(Path(audit), bundle, loaded_with)
         self._embeddings = EmbeddingTable(
             bundle.path(EMBEDDINGS), bundle.manifest.embedding_dtype, dims.vocab_size, dims.hidden_size
         )
-        graphs = [name for name in (PREFILL, DECODER, VISION) if name in bundle.manifest.files]
-        with one_line_failures("loading"):
-            opened = open_sessions([bundle.path(name) for name in graphs], threads, bundle.path(DECODER))
-        by_name = dict(zip(graphs, opened, strict=True))
-        self._vision = VisionEncoder(by_name[VISION], bundle.manifest.vision)
-        self._sessions = DecoderSessions(by_name[DECODER], by_name.get(PREFILL))
-        prefixes = PrefixCache(
-            prefix_mb * 1_000_000,
-            dims.kv_bytes_per_token,
-            partial(Decoder, self._sessions, self._embeddings, dims),
-        )
-        self.prefill = Prefill(self._embeddings, self._vision, prefixes, dims)
+        gpu = self._computing.gpu
+        with one_line_failures("loading", gpu):
+            vision, self._sessions = _open_graphs(bundle, self._computing, threads, limit)
+        self._vision = VisionEncoder(vision, bundle.manifest.vision)
+        token_bytes = dims.kv_bytes_per_token if gpu is None else half_kv_bytes(dims)
+        prefixes = PrefixCache(prefix_mb * 1_000_000, token_bytes, self.new_sequence)
+        self.prefill = Prefill(self._embeddings, self._vision, prefixes, dims, gpu)
         self.load_s = time.perf_counter() - started
         self._stream: Stream | None = None
 
@@ -101,14 +108,16 @@ class MedVLM:
         prefix_mb: int = DEFAULT_PREFIX_MB,
         hash_files: bool = False,
         audit: str | os.PathLike[str] | None = None,
+        gpu_mem_limit: int | None = None,
     ) -> "MedVLM":
         """Load the bundle in a directory.
 
-        device: "auto" or "cpu". threads: None takes one for each physical core that the process may use. max_length:
-        tokens that prompt and answer may have together, by default 8192 or what the model holds. prefix_mb: megabytes
-        of earlier questions to keep for later ones about the same images; 0 keeps nothing. hash_files: check every
-        file's sha256 first. audit: a file to add a line to for each answer (see `medvlm.runtime.audit`); an answer that
-        it cannot note is not given.
+        device: "cpu"; "cuda"; or "auto", which takes CUDA where the bundle is for it and it can be had, and says in
+        `device_note` why it cannot. threads: None takes one for each physical core that the process may use.
+        max_length: tokens that prompt and answer may have together, by default 8192 or what the model holds. prefix_mb:
+        megabytes of earlier questions to keep for later ones about the same images; 0 keeps nothing. hash_files: check
+        every file's sha256 first. audit: a file to add a line to for each answer (see `medvlm.runtime.audit`); an
+        answer that it cannot note is not given. gpu_mem_limit: megabytes of the GPU's memory that may be taken.
         Raises `BundleError` for a bundle that is not sound, `InputError` for an argument that is not.
         """
         return cls(
@@ -118,7 +127,18 @@ class MedVLM:
             max_length=max_length,
             prefix_mb=prefix_mb,
             audit=audit,
+            gpu_mem_limit=gpu_mem_limit,
         )
+
+    @property
+    def device(self) -> str:
+        """Where it computes: "cpu" or "cuda"."""
+        return self._computing.name
+
+    @property
+    def device_note(self) -> str:
+        """Why it does not compute on a GPU that the bundle is for; empty where there is nothing to say."""
+        return self._computing.note
 
     def ask(
         self,
@@ -229,14 +249,17 @@ class MedVLM:
         self.end_stream()
         logits = np.empty((len(token_ids), vocab_size), np.float32)
         decoder, logits[0] = self.prefill.fill(request, len(fed), Progress(Clock()))
-        reporting = _Reporting(decoder)
+        reporting = _Reporting(decoder, self._computing.gpu)
         for start in range(0, len(fed), _SCORED_AT_ONCE):
             piece = fed[start : start + _SCORED_AT_ONCE]
-            logits[start + 1 : start + 1 + len(piece)] = reporting.extend(piece)
+            logits[start + 1 : start + 1 + len(piece)] = [np.asarray(row) for row in reporting.extend(piece)]
         return logits
 
-    def new_sequence(self) -> Decoder:
+    def new_sequence(self) -> AnyDecoder:
         """A sequence of its own over this model's sessions."""
+        gpu = self._computing.gpu
+        if gpu is not None:
+            return DeviceDecoder(self._sessions.decode, self._embeddings, self.manifest.text, gpu)
         return Decoder(self._sessions, self._embeddings, self.manifest.text)
 
     def end_stream(self) -> None:
@@ -257,15 +280,17 @@ class MedVLM:
         request: Request,
         decoding: Decoding,
         vote: int,
-        logits: NDArray[np.float32],
+        logits: Logits,
         progress: Progress,
         *,
         one_by_one: bool = False,
     ) -> Generation:
         """The answer after a prompt with these logits [vocab_size]; its form and its drafts noted in `progress`.
 
-        one_by_one: without drafts, and with a token a call.
+        one_by_one: without drafts, and with a token a call. So it is on a GPU, where a call of one token is captured,
+        and one of several unpacks all weights.
         """
+        one_by_one = one_by_one or self.device != "cpu"
         free_slots = self.free_slots(request, decoding)
         progress.form = self._form(request, decoding, free_slots)
         if decoding.max_draft and not one_by_one:
@@ -285,7 +310,9 @@ class MedVLM:
         """The tokens of an answer by itself."""
         decoder, logits = self.prefill.fill(request, self.free_slots(request, decoding), progress)
         progress.graph_seconds = lambda: decoder.graph_s
-        return generate_alone(self.generation(request, decoding, vote, logits, progress), _Reporting(decoder))
+        return generate_alone(
+            self.generation(request, decoding, vote, logits, progress), _Reporting(decoder, self._computing.gpu)
+        )
 
     def _form(self, request: Request, decoding: Decoding, free_slots: int) -> AnswerForm | None:
         """What the answer must look like; None where the question has no options, or there is no room for an answer."""
@@ -301,14 +328,36 @@ class MedVLM:
 class _Reporting:
     """A decoder whose failures are one line."""
 
-    def __init__(self, decoder: Decoder) -> None:
-        self._decoder = decoder
+    def __init__(self, decoder: AnyDecoder, gpu: Accelerator | None) -> None:
+        self._decoder, self._gpu = decoder, gpu
         self.rewind = decoder.rewind
 
-    def extend(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+    def extend(self, token_ids: Sequence[int]) -> Rows:
         """As `Decoder.extend`."""
-        with one_line_failures("decode"):
+        with one_line_failures("decode", self._gpu):
             return self._decoder.extend(token_ids)
+
+
+def _open_graphs(
+    bundle: Bundle, computing: Computing, threads: int | None, limit: int | None
+) -> "tuple[InferenceSession, DecoderSessions]":
+    """The sessions of the vision encoder and of the decoder."""
+    if computing.gpu is not None and computing.needed is not None:
+        vision, decoder = (
+            open_on(
+                computing.gpu,
+                bundle.path(name),
+                threads,
+                arena_limit(computing.needed, limit, stepwise=stepwise),
+                stepwise=stepwise,
+            )
+            for name, stepwise in ((CUDA_VISION, False), (CUDA_DECODER, True))
+        )
+        return vision, DecoderSessions(decoder, None)
+    graphs = [name for name in (PREFILL, DECODER, VISION) if name in bundle.manifest.files]
+    opened = open_sessions([bundle.path(name) for name in graphs], threads, bundle.path(DECODER))
+    by_name = dict(zip(graphs, opened, strict=True))
+    return by_name[VISION], DecoderSessions(by_name[DECODER], by_name.get(PREFILL))
 
 
 def check_threads(threads: int | None) -> int | None:

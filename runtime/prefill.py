@@ -5,8 +5,10 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from .decoder import Decoder
+from .accelerator import Accelerator
+from .device_decoder import AnyDecoder
 from .embeddings import EmbeddingTable
+from .logits import Logits
 from .manifest import TextDims
 from .positions import followed, mrope_tables
 from .prefix import PrefixCache
@@ -19,11 +21,19 @@ from .vision import VisionEncoder
 class Prefill:
     """Fills decoders with prompts. `prefixes` owns the decoders, and what images look like to the model."""
 
-    def __init__(self, table: EmbeddingTable, vision: VisionEncoder, prefixes: PrefixCache, dims: TextDims) -> None:
-        self.prefixes = prefixes
+    def __init__(
+        self,
+        table: EmbeddingTable,
+        vision: VisionEncoder,
+        prefixes: PrefixCache,
+        dims: TextDims,
+        gpu: Accelerator | None = None,
+    ) -> None:
+        """gpu: where the graphs compute, if that is one."""
+        self.prefixes, self._gpu = prefixes, gpu
         self._table, self._vision, self._dims = table, vision, dims
 
-    def fill(self, request: Request, new_tokens: int, progress: Progress) -> tuple[Decoder, NDArray[np.float32]]:
+    def fill(self, request: Request, new_tokens: int, progress: Progress) -> tuple[AnyDecoder, Logits]:
         """A decoder that holds the prompt and has room for `new_tokens`, and the logits [vocab_size] after the prompt.
 
         Both are good until the next prefill. How long it took and what was there already is noted in `progress`.
@@ -34,7 +44,7 @@ class Prefill:
             embeddings = self.embed(request, decoder.length, progress)
             progress.clock.mark("vision")
             self.write_rotary(request, decoder, new_tokens)
-            with one_line_failures("prefill"):
+            with one_line_failures("prefill", self._gpu):
                 logits = decoder.prefill(embeddings)
         except BaseException:
             self.prefixes.forget(decoder)
@@ -57,10 +67,10 @@ class Prefill:
         progress.clock.mark("vision")
         patches = picture.patches()
         progress.clock.mark("preprocess")
-        with one_line_failures("the vision encoder"):
+        with one_line_failures("the vision encoder", self._gpu):
             return self._vision.encode(patches)
 
-    def write_rotary(self, request: Request, decoder: Decoder, new_tokens: int) -> None:
+    def write_rotary(self, request: Request, decoder: AnyDecoder, new_tokens: int) -> None:
         """Rotary rows for what is left of the prompt and for what follows, whose positions count up on all axes."""
         start = decoder.length
         positions = followed(request.positions, new_tokens)[:, start:]

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .decoder import Decoder, rounded_up
+from .decoder import rounded_up
+from .device_decoder import AnyDecoder
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,12 @@ class PrefixCache:
     One sequence is always kept, whatever its size: it is the one at work. With a budget of 0 nothing is ever reused.
     """
 
-    def __init__(self, budget: int, bytes_per_token: int, make_decoder: Callable[[], Decoder]) -> None:
+    def __init__(self, budget: int, bytes_per_token: int, make_decoder: Callable[[], AnyDecoder]) -> None:
         """budget: bytes. bytes_per_token: what a token takes in a sequence that `make_decoder` makes."""
         self.budget = budget
         self._bytes_per_token, self._make_decoder = bytes_per_token, make_decoder
         self._features: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
-        self._sequences: list[tuple[Decoder, Contents]] = []
+        self._sequences: list[tuple[AnyDecoder, Contents]] = []
 
     @property
     def nbytes(self) -> int:
@@ -68,7 +69,7 @@ class PrefixCache:
             self._shrink()
         return features
 
-    def sequence(self, wanted: Contents, slots: int) -> Decoder:
+    def sequence(self, wanted: Contents, slots: int) -> AnyDecoder:
         """A decoder with room for `slots`, whose `length` first ones already hold the beginning of `wanted`.
 
         At least the last token of `wanted` is never there: it must go through the model for its logits.
@@ -86,7 +87,7 @@ class PrefixCache:
         self._shrink()
         return decoder
 
-    def forget(self, decoder: Decoder) -> None:
+    def forget(self, decoder: AnyDecoder) -> None:
         """Take it that `decoder` holds nothing: what filled it did not come to its end."""
         self._sequences = [(d, _NOTHING if d is decoder else contents) for d, contents in self._sequences]
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import InputError, MedVLMError
+from .logits import DeviceLogits, Logits
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,16 @@ class Sampler:
         # A spawn key, because the entropies [seed, stream] of a large seed and a small one can be the same words.
         self._random = np.random.Generator(np.random.PCG64(np.random.SeedSequence(sampling.seed, spawn_key=(stream,))))
 
-    def __call__(self, logits: NDArray[np.float32], new_ids: Sequence[int]) -> int:
+    def __call__(self, logits: Logits, new_ids: Sequence[int]) -> int:
         """The token after the prompt and `new_ids`, the answer so far. logits: [vocab_size], left as they are.
 
         Raises `MedVLMError` where the logits are no numbers.
         """
+        if isinstance(logits, DeviceLogits):
+            if self._sampling.temperature == 0 and self._sampling.repetition_penalty == 1:
+                _check_largest(np.float32(logits.largest))
+                return logits.likeliest
+            logits = np.asarray(logits)
         if self._sampling.repetition_penalty != 1:
             said = np.concatenate([self._prompt_ids, np.asarray(new_ids, np.int64)])
             logits = penalized(logits, said, self._sampling.repetition_penalty)

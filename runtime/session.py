@@ -2,12 +2,15 @@
 
 import contextlib
 import importlib.util
+import io
 import os
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .accelerator import Accelerator, out_of_memory
 from .errors import InputError, MedVLMError
 from .threads import usable_cores
 
@@ -17,16 +20,22 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 if TYPE_CHECKING:
     import onnxruntime
 
-DEVICES = ("auto", "cpu")
+DEVICES = ("auto", "cpu", "cuda")
 
 _CPU_INFO = Path("/proc/cpuinfo")
 
 # Errors are raised as well; logged, they would be second lines.
 _LOG_FATAL_ONLY = 4
 
+# How onnxruntime's arena, CUDA and cuBLAS say that a GPU's memory is full; the first says how much was asked for.
+_NO_MEMORY = re.compile(
+    r"Failed to allocate memory for requested buffer of size (\d+)|Available memory of (?:\d+) is smaller than "
+    r"requested bytes of (\d+)|out of memory|CUBLAS_STATUS_ALLOC_FAILED"
+)
+
 
 def check_device(device: str) -> None:
-    """Raise `InputError` for a device that this version does not run on, or where onnxruntime is not installed."""
+    """Raise `InputError` for a device that is not known, or where no onnxruntime is installed."""
     if device not in DEVICES:
         raise InputError(f"device {device!r} is not known; choose one of {', '.join(DEVICES)}")
     if importlib.util.find_spec("onnxruntime") is None:
@@ -42,11 +51,7 @@ def open_session(model: Path | bytes, threads: int | None, *, stepwise: bool = F
     """
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = _LOG_FATAL_ONLY
-    options.intra_op_num_threads = threads or usable_cores()
-    # The graphs are one chain: a second pool would only take threads from the first.
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options = _session_options(threads)
     options.add_session_config_entry("session.force_spinning_stop", "0" if stepwise else "1")
     if saturates_bytes(_CPU_INFO):
         # Weights are turned to uint8 at loading: slower, but right.
@@ -57,6 +62,56 @@ def open_session(model: Path | bytes, threads: int | None, *, stepwise: bool = F
     except Exception as error:
         name = model.name if isinstance(model, Path) else "a graph"
         raise MedVLMError(f"onnxruntime cannot load {name}: {_first_line(error)}") from error
+
+
+def open_on(
+    gpu: Accelerator, model: Path, threads: int | None, limit: int | None, *, stepwise: bool = False
+) -> "onnxruntime.InferenceSession":
+    """A session of a graph on a GPU, all of it: none of its nodes may go to the CPU.
+
+    limit: bytes that its arena may take. stepwise: as for `open_session`. Raises `MedVLMError`.
+    """
+    import onnxruntime
+
+    options = _session_options(threads)
+    if gpu.provider != "CPUExecutionProvider":
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    wanted = [(gpu.provider, dict(gpu.options(stepwise=stepwise, limit=limit)))]
+    try:
+        # Where a provider cannot be had, onnxruntime prints so and takes the CPU's.
+        with contextlib.redirect_stdout(io.StringIO()):
+            session = onnxruntime.InferenceSession(str(model), options, providers=wanted)
+    except Exception as error:
+        raise memory_error(error, model.name, gpu) or MedVLMError(
+            f"onnxruntime cannot load {model.name} on the GPU: {_first_line(error)}"
+        ) from error
+    if session.get_providers()[0] != gpu.provider:
+        raise MedVLMError(
+            f"onnxruntime cannot use {gpu.provider}: its libraries or the driver do not fit; pip install -U "
+            "'medvlm[gpu]', or give --device cpu"
+        )
+    session.disable_fallback()
+    return session
+
+
+def memory_error(error: Exception, what: str, gpu: Accelerator | None) -> MedVLMError | None:
+    """The error to raise where `error` says that the GPU's memory is full; None where it says something else."""
+    found = _NO_MEMORY.search(str(error)) if gpu else None
+    if gpu is None or found is None:
+        return None
+    size = found[1] or found[2]
+    return out_of_memory(gpu, what, int(size) if size else None)
+
+
+def _session_options(threads: int | None) -> "onnxruntime.SessionOptions":
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _LOG_FATAL_ONLY
+    options.intra_op_num_threads = threads or usable_cores()
+    # The graphs are one chain: a second pool would only take threads from the first.
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    return options
 
 
 def open_sessions(paths: Sequence[Path], threads: int | None, stepwise: Path) -> "list[onnxruntime.InferenceSession]":
@@ -82,14 +137,19 @@ def saturates_bytes(cpu_info: Path) -> bool:
 
 
 @contextlib.contextmanager
-def one_line_failures(what: str) -> Iterator[None]:
-    """Turn whatever onnxruntime raises at `what` into a `MedVLMError`: it has no common base class."""
+def one_line_failures(what: str, gpu: Accelerator | None = None) -> Iterator[None]:
+    """Turn whatever onnxruntime raises at `what` into a `MedVLMError`: it has no common base class.
+
+    gpu: where it computes, if that is one: what it has no memory for is then said in numbers.
+    """
     try:
         yield
     except MedVLMError:
         raise
     except Exception as error:
-        raise MedVLMError(f"onnxruntime failed at {what}: {_first_line(error)}") from error
+        raise memory_error(error, what, gpu) or MedVLMError(
+            f"onnxruntime failed at {what}: {_first_line(error)}"
+        ) from error
 
 
 def _first_line(error: Exception) -> str:

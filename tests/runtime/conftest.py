@@ -1,11 +1,15 @@
 """What the runtime's tests share: a bundle to damage, and a decoder that says what a test wants it to say."""
 
+import ctypes
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from medvlm.export.convert import export
+from medvlm.export.recipe import make_recipe
+from medvlm.runtime import device as device_module
 from medvlm.runtime.batch_decoder import BatchDecoder
 from medvlm.runtime.decoder import Decoder
 from medvlm.runtime.manifest import Manifest
@@ -68,3 +72,65 @@ def say(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], N
         monkeypatch.setattr(Decoder, "extend", extend)
 
     return script
+
+
+class HostDevice:
+    """The CPU in a GPU's place: memory of its own, in which every new byte is 255 (NaN in floats), and a ledger."""
+
+    name, provider = "cpu", "CPUExecutionProvider"
+
+    def __init__(self, total: int = 1 << 32) -> None:
+        self.total = total
+        self.held: dict[int, ctypes.Array[ctypes.c_char]] = {}
+        self.copied: list[int] = []
+        self.asked_for: list[tuple[bool, int | None]] = []
+
+    def options(self, *, stepwise: bool, limit: int | None) -> Mapping[str, str]:
+        self.asked_for.append((stepwise, limit))
+        return {}
+
+    def memory(self) -> tuple[int, int]:
+        return self.total - sum(map(len, self.held.values())), self.total
+
+    def allocate(self, nbytes: int) -> int | None:
+        if nbytes > self.memory()[0]:
+            return None
+        buffer = ctypes.create_string_buffer(b"\xff" * nbytes, nbytes)
+        self.held[ctypes.addressof(buffer)] = buffer
+        return ctypes.addressof(buffer)
+
+    def free(self, address: int) -> None:
+        del self.held[address]
+
+    def copy(self, to: int, start: int, nbytes: int) -> None:
+        self.copied.append(nbytes)
+        ctypes.memmove(to, start, nbytes)
+
+    def copy_rows(self, to: int, to_pitch: int, start: int, start_pitch: int, nbytes: int, rows: int) -> None:
+        assert nbytes <= min(to_pitch, start_pitch)
+        for row in range(rows):
+            ctypes.memmove(to + row * to_pitch, start + row * start_pitch, nbytes)
+
+
+@pytest.fixture
+def host_device(monkeypatch: pytest.MonkeyPatch) -> HostDevice:
+    """What is found where a GPU is looked for."""
+    device = HostDevice()
+    monkeypatch.setattr(device_module, "open_cuda", lambda: device)
+    return device
+
+
+@pytest.fixture(scope="session")
+def cuda_bundle(tiny_checkpoint: Path) -> Path:
+    """The tiny checkpoint's bundle for CUDA alone. Copy it before changing anything."""
+    out = tiny_checkpoint.parent / "cuda"
+    export(tiny_checkpoint, out, make_recipe("int4", 32, device="cuda"))
+    return out
+
+
+@pytest.fixture(scope="session")
+def both_bundle(tiny_checkpoint: Path) -> Path:
+    """The tiny checkpoint's bundle for both devices. Copy it before changing anything."""
+    out = tiny_checkpoint.parent / "both"
+    export(tiny_checkpoint, out, make_recipe("int4", 32, device="both"))
+    return out
