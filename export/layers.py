@@ -61,7 +61,8 @@ class Layers:
 
         floats: the type of activations. exact: scopes that stay float32 all the same; see `within`.
         """
-        self.graph, self.read, self.precision, self.floats = graph, read, precision, floats
+        self.graph, self.read, self.precision = graph, read, precision
+        self.floats: Floats = floats
         self._pack, self._observe, self._exact = pack, observe, exact
         # What each product multiplies, by its scope.
         self.inputs: dict[str, str] = {}

@@ -21,7 +21,7 @@ from .logits import DeviceLogits
 from .manifest import TextDims
 
 if TYPE_CHECKING:
-    from onnxruntime import InferenceSession, IOBinding, RunOptions
+    from onnxruntime import InferenceSession, IOBinding
 
 # Tokens of a prompt that go through at once: attention keeps no scores, so that more of them fit than on a CPU.
 PREFILL_CHUNK = 2048
@@ -142,7 +142,7 @@ class DeviceDecoder:
         if self.length + tokens > self.capacity:
             raise ValueError(f"{self.length + tokens} tokens do not fit in a cache of {self.capacity}")
 
-    def _run(self, binding: "IOBinding", options: "RunOptions", tokens: int) -> None:
+    def _run(self, binding: "IOBinding", options: Any, tokens: int) -> None:
         started = time.perf_counter()
         self._session.run_with_iobinding(binding, options)
         self.graph_s += time.perf_counter() - started
@@ -209,7 +209,7 @@ def _fetch(logits: DeviceArray, row: int) -> Callable[[], NDArray[np.float32]]:
     return lambda: logits.read()[0, row]
 
 
-def _run_options(graph: int) -> "RunOptions":
+def _run_options(graph: int) -> Any:
     """Capture a run as the graph of this number, or replay it; -1 runs without."""
     import onnxruntime
 

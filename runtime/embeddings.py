@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,7 @@ class EmbeddingTable:
         """The embeddings [tokens, hidden_size] of `token_ids` [tokens]."""
         return self._table[token_ids].astype(np.float32)
 
-    def write(self, token_ids: Sequence[int], out: NDArray[np.float32]) -> None:
-        """Write the embeddings of `token_ids` into `out` [tokens, hidden_size], without an array in between."""
+    def write(self, token_ids: Sequence[int], out: NDArray[Any]) -> None:
+        """Write the embeddings of `token_ids` into floats `out` [tokens, hidden_size], without an array in between."""
         for row, token_id in zip(out, token_ids, strict=True):
             row[:] = self._table[token_id]

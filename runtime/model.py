@@ -255,6 +255,10 @@ class MedVLM:
             logits[start + 1 : start + 1 + len(piece)] = [np.asarray(row) for row in reporting.extend(piece)]
         return logits
 
+    def embeddings(self, token_ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The embeddings [tokens, hidden_size] of text [tokens]."""
+        return self._embeddings.rows(token_ids)
+
     def new_sequence(self) -> AnyDecoder:
         """A sequence of its own over this model's sessions."""
         gpu = self._computing.gpu
