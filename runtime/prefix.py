@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from .decoder import rounded_up
 from .device_decoder import AnyDecoder
+from .errors import MedVLMError
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,18 @@ class PrefixCache:
         best = max(range(len(shared)), key=lambda i: (shared[i], i), default=None)
         if best is None or not self._worth_reusing(shared[best], wanted):
             best = self._free_sequence(rounded_up(slots) * self._bytes_per_token)
-        decoder, contents = self._sequences.pop(best)
+        decoder, contents = self._sequences[best]
         decoder.length = self._shared(contents, wanted)
-        decoder.reserve(slots)
+        try:
+            decoder.reserve(slots)
+        except MedVLMError:
+            if len(self._sequences) == 1:
+                raise
+            # What earlier questions left takes the memory that this one needs.
+            best, self._sequences = 0, [self._sequences[best]]
+            decoder.reserve(slots)
+        # Kept until here: without memory it still holds what it did.
+        self._sequences.pop(best)
         self._sequences.append((decoder, wanted))
         self._shrink()
         return decoder

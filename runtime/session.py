@@ -5,6 +5,7 @@ import importlib.util
 import io
 import os
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -78,8 +79,9 @@ def open_on(
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     wanted = [(gpu.provider, dict(gpu.options(stepwise=stepwise, limit=limit)))]
     try:
-        # Where a provider cannot be had, onnxruntime prints so and takes the CPU's.
-        with contextlib.redirect_stdout(io.StringIO()):
+        # Where a provider cannot be had, onnxruntime says so and takes the CPU's.
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             session = onnxruntime.InferenceSession(str(model), options, providers=wanted)
     except Exception as error:
         raise memory_error(error, model.name, gpu) or MedVLMError(
