@@ -33,6 +33,10 @@ class Accelerator(Protocol):
         """
         ...
 
+    def versions(self) -> Mapping[str, str]:
+        """What a measurement depends on: the GPU's name, the driver, the libraries."""
+        ...
+
     def memory(self) -> tuple[int, int]:
         """Bytes that are free, and bytes that there are."""
         ...

@@ -21,6 +21,8 @@ INSTALL = "pip install 'medvlm[gpu]'"
 
 # cudaError_t: not enough memory, a driver older than the library, and no GPU.
 _NO_MEMORY, _OLD_DRIVER, _NO_DEVICE = 2, 35, 100
+# cudaDeviceProp has about a kilobyte.
+_PROPERTIES_BYTES = 1 << 14
 # cudaMemcpyKind: from where to where is told by the addresses.
 _BY_ADDRESS = 4
 
@@ -58,6 +60,18 @@ class CudaDevice:
             "enable_cuda_graph": "1" if stepwise else "0",
         }
         return options if limit is None else {**options, "gpu_mem_limit": str(limit)}
+
+    def versions(self) -> Mapping[str, str]:
+        """As `Accelerator.versions`."""
+        # The properties' structure grows with every version; the name has always been its beginning.
+        properties = ctypes.create_string_buffer(_PROPERTIES_BYTES)
+        self._check(self._library.cudaGetDeviceProperties(properties, 0))
+        found = {"gpu": properties.value.decode(errors="replace")}
+        for name, ask in (("cuda driver", "cudaDriverGetVersion"), ("cuda runtime", "cudaRuntimeGetVersion")):
+            number = ctypes.c_int()
+            self._check(getattr(self._library, ask)(ctypes.byref(number)))
+            found[name] = f"{number.value // 1000}.{number.value % 1000 // 10}"
+        return found
 
     def memory(self) -> tuple[int, int]:
         """As `Accelerator.memory`."""

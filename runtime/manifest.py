@@ -157,9 +157,9 @@ class Loss:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All of manifest.json. What may be None may be absent: `loss`, where it was not measured.
+    """All of manifest.json. What has a default may be absent, and is where it has that value.
 
-    devices: `DeviceName`s; those of older bundles, which do not say it, are for CPUs.
+    loss: None where it was not measured. devices: `DeviceName`s; a bundle that does not say it is for CPUs.
     """
 
     format_version: int
@@ -180,7 +180,8 @@ class Manifest:
 
     def to_json(self) -> str:
         """The text of manifest.json."""
-        fields = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        fields = {name: value for name, value in dataclasses.asdict(self).items() if value != defaults[name]}
         return json.dumps(fields, indent=1, ensure_ascii=False) + "\n"
 
     @classmethod

@@ -28,6 +28,7 @@ from .generate import Generation, Limits, Rows, Token, generate, generate_alone
 from .images import ImageSource, LoadedImage
 from .logits import Logits
 from .lookup import PromptLookup
+from .manifest import TextDims
 from .prefill import Prefill
 from .prefix import PrefixCache
 from .processor import Processor, Request
@@ -92,7 +93,9 @@ class MedVLM:
             vision, self._sessions = _open_graphs(bundle, self._computing, threads, limit)
         self._vision = VisionEncoder(vision, bundle.manifest.vision)
         token_bytes = dims.kv_bytes_per_token if gpu is None else half_kv_bytes(dims)
-        prefixes = PrefixCache(prefix_mb * 1_000_000, token_bytes, self.new_sequence)
+        # Not a method: the prefixes would hold the model, which would then outlive its last user.
+        self._new_sequence = partial(_new_sequence, self._sessions, self._embeddings, dims, gpu)
+        prefixes = PrefixCache(prefix_mb * 1_000_000, token_bytes, self._new_sequence)
         self.prefill = Prefill(self._embeddings, self._vision, prefixes, dims, gpu)
         self.load_s = time.perf_counter() - started
         self._stream: Stream | None = None
@@ -134,6 +137,18 @@ class MedVLM:
     def device(self) -> str:
         """Where it computes: "cpu" or "cuda"."""
         return self._computing.name
+
+    @property
+    def gpu(self) -> Accelerator | None:
+        """The GPU that it computes on; None on a CPU."""
+        return self._computing.gpu
+
+    @property
+    def decoder_bytes(self) -> int:
+        """Bytes of the weights that a token reads, all of them: of the decoder and its head."""
+        if self._computing.needed is not None:
+            return self._computing.needed.decoder
+        return self.manifest.files[f"{DECODER}.data"].size
 
     @property
     def device_note(self) -> str:
@@ -249,7 +264,7 @@ class MedVLM:
         self.end_stream()
         logits = np.empty((len(token_ids), vocab_size), np.float32)
         decoder, logits[0] = self.prefill.fill(request, len(fed), Progress(Clock()))
-        reporting = _Reporting(decoder, self._computing.gpu)
+        reporting = _Reporting(decoder, self.gpu)
         for start in range(0, len(fed), _SCORED_AT_ONCE):
             piece = fed[start : start + _SCORED_AT_ONCE]
             logits[start + 1 : start + 1 + len(piece)] = [np.asarray(row) for row in reporting.extend(piece)]
@@ -261,10 +276,7 @@ class MedVLM:
 
     def new_sequence(self) -> AnyDecoder:
         """A sequence of its own over this model's sessions."""
-        gpu = self._computing.gpu
-        if gpu is not None:
-            return DeviceDecoder(self._sessions.decode, self._embeddings, self.manifest.text, gpu)
-        return Decoder(self._sessions, self._embeddings, self.manifest.text)
+        return self._new_sequence()
 
     def end_stream(self) -> None:
         """End the stream that is being read, if one is: the caches are wanted for something else."""
@@ -314,9 +326,7 @@ class MedVLM:
         """The tokens of an answer by itself."""
         decoder, logits = self.prefill.fill(request, self.free_slots(request, decoding), progress)
         progress.graph_seconds = lambda: decoder.graph_s
-        return generate_alone(
-            self.generation(request, decoding, vote, logits, progress), _Reporting(decoder, self._computing.gpu)
-        )
+        return generate_alone(self.generation(request, decoding, vote, logits, progress), _Reporting(decoder, self.gpu))
 
     def _form(self, request: Request, decoding: Decoding, free_slots: int) -> AnswerForm | None:
         """What the answer must look like; None where the question has no options, or there is no room for an answer."""
@@ -340,6 +350,14 @@ class _Reporting:
         """As `Decoder.extend`."""
         with one_line_failures("decode", self._gpu):
             return self._decoder.extend(token_ids)
+
+
+def _new_sequence(
+    sessions: DecoderSessions, embeddings: EmbeddingTable, dims: TextDims, gpu: Accelerator | None
+) -> AnyDecoder:
+    if gpu is not None:
+        return DeviceDecoder(sessions.decode, embeddings, dims, gpu)
+    return Decoder(sessions, embeddings, dims)
 
 
 def _open_graphs(

@@ -17,7 +17,7 @@ from ..bundle import Bundle, open_bundle
 from ..commands import ErrorCommand, shown_item
 from ..errors import InputError
 from ..model import MedVLM
-from ..session import check_device
+from ..session import DEVICES, check_device
 from ..threads import usable_cores
 from .compare import Contender, compare, comparison_table
 from .contenders import BASELINES, BundleContender, TransformersContender, check_baseline
@@ -61,6 +61,7 @@ class _Numbers(click.ParamType):
     "--repetitions", default=Plan.repetitions, show_default=True, help="Rounds, after one that is thrown away."
 )
 @click.option("--threads", type=int, help="Threads to compute with  [default: one for each core that may be used]")
+@click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True, help="Where to compute.")
 @click.option("--compare", "other", type=click.Path(path_type=Path), help="Another bundle, measured in turns.")
 @click.option("--baseline", type=click.Choice(["transformers"]), help="Another runtime, measured in turns.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="The bundle's checkpoint, for --baseline.")
@@ -76,6 +77,7 @@ def bench(
     new_tokens: int,
     repetitions: int,
     threads: int | None,
+    device: str,
     other: Path | None,
     baseline: str | None,
     checkpoint: Path | None,
@@ -88,7 +90,7 @@ def bench(
     Every figure is a median with the 5th and 95th percentiles, and every ratio is of values taken side by side. With
     --synthetic, BUNDLE is where the random bundle is left; without BUNDLE it is removed again.
     """
-    check_device("auto")
+    check_device(device)
     for name, value, least in (
         ("new-tokens", new_tokens, 2),
         ("repetitions", repetitions, 1),
@@ -103,9 +105,11 @@ def bench(
     plan = Plan(sizes, contexts, text_tokens, new_tokens, repetitions, threads or usable_cores())
     with _opened(bundle, synthetic) as opened:
         contested = open_bundle(other) if other else None
-        report, model = _measure(opened, plan)
+        report, model = _measure(opened, plan, device)
         if contested is not None:
-            rival: Contender = BundleContender(contested.directory.name, MedVLM(contested, threads=threads), plan)
+            rival: Contender = BundleContender(
+                contested.directory.name, MedVLM(contested, device=device, threads=threads), plan
+            )
             report["compare"] = _compare(opened, model, rival, plan)
         if checkpoint is not None and baseline:
             rival = TransformersContender(checkpoint, precision, model, plan)
@@ -139,14 +143,16 @@ def _opened(bundle: Path | None, synthetic: str | None) -> Iterator[Bundle]:
         yield open_bundle(bundle)
 
 
-def _measure(opened: Bundle, plan: Plan) -> tuple[dict[str, Any], MedVLM]:
+def _measure(opened: Bundle, plan: Plan, device: str) -> tuple[dict[str, Any], MedVLM]:
     """The report of a bundle, and the model that it was loaded to.
 
     Memory is looked at first, while nothing but the model takes any, and loading is timed last, with a warm page cache.
     """
     # Making a synthetic bundle takes more than running it.
     reset_peak()
-    model = MedVLM(opened, threads=plan.threads)
+    model = MedVLM(opened, device=device, threads=plan.threads)
+    if model.device_note:
+        click.echo(f"Note: {model.device_note}", err=True)
     memory = measure_memory(model, plan)
     steps = (plan.repetitions + 1) * (2 + len(plan.sizes) + len(plan.contexts))
     with click.progressbar(length=steps, label="Measuring", file=sys.stderr, item_show_func=shown_item) as bar:
@@ -157,10 +163,12 @@ def _measure(opened: Bundle, plan: Plan) -> tuple[dict[str, Any], MedVLM]:
         # No two are ever held.
         del model
         gc.collect()
-        model = MedVLM(opened, threads=plan.threads)
+        model = MedVLM(opened, device=device, threads=plan.threads)
         load_s.append(model.load_s)
-    report = make_report(opened.manifest, plan, measured, load_s, memory)
-    return {**report, "versions": versions(), "features": features}, model
+    weights = model.decoder_bytes
+    report = make_report(opened.manifest, plan, measured, load_s, memory, weights, device=model.device)
+    found = {**versions(), **(model.gpu.versions() if model.gpu is not None else {})}
+    return {**report, "versions": found, "features": features}, model
 
 
 def _compare(opened: Bundle, model: MedVLM, rival: Contender, plan: Plan) -> dict[str, Any]:

@@ -50,6 +50,9 @@ class DecodeBytes:
         return self.weights + self.cache
 
 
-def decode_bytes(dims: TextDims, weights: int, length: int) -> DecodeBytes:
-    """The bytes that a decode step reads with `length` tokens in the cache; weights: the decoder's file, in bytes."""
-    return DecodeBytes(weights, dims.kv_bytes_per_token * length)
+def decode_bytes(dims: TextDims, weights: int, length: int, *, half: bool = False) -> DecodeBytes:
+    """The bytes that a decode step reads with `length` tokens in the cache; weights: the decoder's file, in bytes.
+
+    half: the cache holds half floats, as it does on a GPU.
+    """
+    return DecodeBytes(weights, dims.kv_bytes_per_token * length // (2 if half else 1))

@@ -29,6 +29,9 @@ class Feature:
 
 def measure_features(model: MedVLM, plan: Plan) -> list[Feature]:
     """Prompt lookup, constrained answers and sampling against plain greedy decoding, about the first image size."""
+    # Neither drafts nor batches are taken on a GPU.
+    if model.gpu is not None:
+        return []
     plain = plan.plain
     features = []
     for name, decoding, describe in (

@@ -9,6 +9,7 @@ from ..manifest import Manifest
 from ..preprocess import token_grid
 from .counts import decode_bytes, prefill_operations, vision_operations
 from .features import Feature
+from .gpu import computed_on_cards
 from .stages import Measured, Plan
 from .summary import Quantity, Summary, aligned, ratio_of_pairs, summarize
 
@@ -18,17 +19,28 @@ _STAGES = ("preprocess_s", "vision_s", "prefill_s", "first_token_s", "total_s")
 
 
 def make_report(
-    manifest: Manifest, plan: Plan, measured: Measured, load_s: Sequence[float], memory: Mapping[str, int | None]
+    manifest: Manifest,
+    plan: Plan,
+    measured: Measured,
+    load_s: Sequence[float],
+    memory: Mapping[str, int | None],
+    weights: int | None = None,
+    *,
+    device: str = "cpu",
 ) -> dict[str, Any]:
-    """The report of one bundle; every summary is {"median", "p5", "p95", "count"}, in seconds, bytes or a second.
+    """The report of one bundle. weights: bytes that a token reads of them, by default the decoder's data file.
+
+    Every summary is {"median", "p5", "p95", "count"}, in seconds, bytes or a second.
 
     What compares a stage with the machine's limits divides values of the same round. `decode`, `prefill` and `vision`
     at the top are those of the second image size where there are several (504x504 by default), the first otherwise.
     """
-    images = [_image(manifest, plan, measured, side) for side in plan.sizes]
+    half = device != "cpu"
+    weights = manifest.files[f"{DECODER}.data"].size if weights is None else weights
+    images = [_image(manifest, plan, measured, side, weights, half=half) for side in plan.sizes]
     main = images[plan.sizes.index(plan.main_size)]
-    weights = manifest.files[f"{DECODER}.data"].size
     return {
+        "device": device,
         "model": manifest.source.name,
         "recipe": manifest.recipe,
         "plan": dataclasses.asdict(plan),
@@ -43,12 +55,23 @@ def make_report(
         "decode": main["decode"],
         "first_token": [_waterfall(image) for image in images],
         "contexts": [
-            _context(manifest, measured, length, weights) for length in plan.contexts if measured.steps[length]
+            _context(manifest, measured, length, weights, half=half)
+            for length in plan.contexts
+            if measured.steps[length]
         ],
+        "computed": _computed(main["decode"]) if half else [],
     }
 
 
-def _image(manifest: Manifest, plan: Plan, measured: Measured, side: int) -> dict[str, Any]:
+def _computed(decode: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What consumer cards should do at the share of bandwidth that was reached here."""
+    token_bytes = decode["weight_bytes"] + decode["cache_bytes"]
+    return [dataclasses.asdict(card) for card in computed_on_cards(token_bytes, decode["share_with_cache"])]
+
+
+def _image(
+    manifest: Manifest, plan: Plan, measured: Measured, side: int, weights: int, *, half: bool
+) -> dict[str, Any]:
     """Everything about one image size."""
     answers, warm = measured.answers[side], measured.warm[side]
     first, vision, text = answers[0], manifest.vision, manifest.text
@@ -60,7 +83,7 @@ def _image(manifest: Manifest, plan: Plan, measured: Measured, side: int) -> dic
     prefill_rates = [prefill_work / s for s in seconds["prefill_s"]]
     tokens_per_s = [answer.timings.decode_tokens_per_s or 0.0 for answer in answers]
     middle = first.prompt_tokens + first.new_tokens // 2
-    moved = decode_bytes(text, manifest.files[f"{DECODER}.data"].size, middle)
+    moved = decode_bytes(text, weights, middle, half=half)
     warm_s = [answer.timings.first_token_s for answer in warm]
     return {
         "image": f"{side}x{side}",
@@ -116,9 +139,9 @@ def _waterfall(image: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _context(manifest: Manifest, measured: Measured, length: int, weights: int) -> dict[str, Any]:
+def _context(manifest: Manifest, measured: Measured, length: int, weights: int, *, half: bool) -> dict[str, Any]:
     steps = measured.steps[length]
-    moved = decode_bytes(manifest.text, weights, length)
+    moved = decode_bytes(manifest.text, weights, length, half=half)
     return {
         "length": length,
         "token_s": _numbers(steps),
@@ -137,14 +160,16 @@ def table(report: Mapping[str, Any]) -> str:
         *warnings(report),
         f"{report['model']}: {report['recipe'].get('name', 'unknown recipe')}; {report['plan']['threads']} threads",
     ]
+    machine, read = ("machine", "read") if report["device"] == "cpu" else ("GPU", "copy")
     lines += [
-        f"machine: read {_text(report['read_bandwidth'], 'bandwidth')}, "
+        f"{machine}: {read} {_text(report['read_bandwidth'], 'bandwidth')}, "
         f"fp32 GEMM {_text(report['gemm_rate'], 'operations')}",
         f"load {_text(report['load_s'], 'time')}; memory {_memory(report['memory'])}",
         "",
     ]
     lines += aligned([["", *(image["image"] for image in report["images"])], *_rows(report["images"])])
     lines += ["", *aligned([["context", "per token", "tokens/s", "read"], *map(_context_row, report["contexts"])])]
+    lines += ["", *(_computed_line(card) for card in report["computed"])]
     lines += ["", *(_feature_line(feature) for feature in report.get("features", []))]
     return "\n".join(lines).rstrip()
 
@@ -203,6 +228,10 @@ def _context_row(context: Mapping[str, Any]) -> list[str]:
 def features_json(features: Sequence[Feature]) -> list[dict[str, Any]]:
     """The features as the report holds them."""
     return [dataclasses.asdict(feature) for feature in features]
+
+
+def _computed_line(card: Mapping[str, Any]) -> str:
+    return f"computed, not measured: {card['card']} {card['tokens_per_s']:.0f} tokens/s, at the same share of bandwidth"
 
 
 def _feature_line(feature: Mapping[str, Any]) -> str:

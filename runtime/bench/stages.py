@@ -11,6 +11,7 @@ import numpy as np
 from ..decoding import Decoding
 from ..model import MedVLM
 from ..result import Answer
+from .gpu import copy_bandwidth, gpu_gemm_rate
 from .machine import Busy, current_rss, gemm_rate, peak_rss, read_bandwidth
 from .requests import make_request, noise_image
 
@@ -76,9 +77,10 @@ def measure_rounds(model: MedVLM, plan: Plan, tick: Callable[[str], None] = lamb
 
 
 def _round(model: MedVLM, plan: Plan, rng: np.random.Generator, measured: Measured) -> Iterator[str]:
-    measured.read_bandwidth.append(float(np.median(read_bandwidth(plan.threads, size=_READ_BYTES, repetitions=3))))
+    measured.read_bandwidth.append(float(np.median(_bandwidth(model, plan))))
     yield "read bandwidth"
-    measured.gemm_rate.append(float(np.median(gemm_rate(plan.threads, repetitions=5))))
+    rates = gemm_rate(plan.threads, repetitions=5) if model.gpu is None else gpu_gemm_rate(model.gpu, repetitions=5)
+    measured.gemm_rate.append(float(np.median(rates)))
     yield "fp32 GEMM"
     for side in plan.sizes:
         image = noise_image(side, rng)
@@ -89,18 +91,33 @@ def _round(model: MedVLM, plan: Plan, rng: np.random.Generator, measured: Measur
         yield f"{length} tokens"
 
 
+def _bandwidth(model: MedVLM, plan: Plan) -> list[float]:
+    if model.gpu is not None:
+        return copy_bandwidth(model.gpu, repetitions=3)
+    return read_bandwidth(plan.threads, size=_READ_BYTES, repetitions=3)
+
+
 def measure_memory(model: MedVLM, plan: Plan) -> dict[str, int | None]:
     """Bytes of memory once loaded, at the peak of loading and of all questions so far, and afterwards.
 
     To be called before anything else takes memory: the machine's read bandwidth wants a large buffer.
     """
-    memory = {"loaded": current_rss()}
+    memory = {"loaded": current_rss(), **_gpu_memory(model, "loaded")}
     for side in plan.sizes:
         rng = np.random.default_rng(side)
         ask_cold_and_warm(model, noise_image(side, rng), side, plan, rng, Measured())
         memory[f"peak up to {side}x{side}"] = peak_rss()
+        memory |= _gpu_memory(model, f"after {side}x{side}")
     memory["steady"] = current_rss()
     return memory
+
+
+def _gpu_memory(model: MedVLM, when: str) -> dict[str, int | None]:
+    """What is taken of the GPU's memory, by everything on it."""
+    if model.gpu is None:
+        return {}
+    free, total = model.gpu.memory()
+    return {f"GPU {when}": total - free}
 
 
 def ask_cold_and_warm(

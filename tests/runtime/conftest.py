@@ -89,6 +89,9 @@ class HostDevice:
         self.asked_for.append((stepwise, limit))
         return {}
 
+    def versions(self) -> Mapping[str, str]:
+        return {"gpu": "none"}
+
     def memory(self) -> tuple[int, int]:
         return self.total - sum(map(len, self.held.values())), self.total
 
