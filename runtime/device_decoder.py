@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .accelerator import Accelerator, DeviceArray
-from .decoder import Decoder
+from .decoder import Decoder, DecoderSessions
 from .embeddings import EmbeddingTable
 from .logits import DeviceLogits
 from .manifest import TextDims
@@ -197,6 +197,15 @@ class DeviceDecoder:
 
 AnyDecoder = Decoder | DeviceDecoder
 """The decoder of one sequence, wherever it computes."""
+
+
+def new_sequence(
+    sessions: DecoderSessions, embeddings: EmbeddingTable, dims: TextDims, gpu: Accelerator | None
+) -> AnyDecoder:
+    """The decoder of one sequence, on the GPU if there is one."""
+    if gpu is not None:
+        return DeviceDecoder(sessions.decode, embeddings, dims, gpu)
+    return Decoder(sessions, embeddings, dims)
 
 
 def _row(

@@ -17,10 +17,10 @@ from .batch_decoder import BatchDecoder
 from .bundle import CUDA_DECODER, CUDA_VISION, DECODER, EMBEDDINGS, PREFILL, VISION, Bundle, open_bundle
 from .constrain import AnswerForm, ending_tokens
 from .context import check_fit, context_length
-from .decoder import Decoder, DecoderSessions
+from .decoder import DecoderSessions
 from .decoding import DEFAULT_DECODING, Decoding
 from .device import Computing, arena_limit, choose_device, half_kv_bytes
-from .device_decoder import AnyDecoder, DeviceDecoder
+from .device_decoder import AnyDecoder, new_sequence
 from .dicom.view import DEFAULT_VIEW, View
 from .embeddings import EmbeddingTable
 from .errors import InputError
@@ -28,7 +28,6 @@ from .generate import Generation, Limits, Rows, Token, generate, generate_alone
 from .images import ImageSource, LoadedImage
 from .logits import Logits
 from .lookup import PromptLookup
-from .manifest import TextDims
 from .prefill import Prefill
 from .prefix import PrefixCache
 from .processor import Processor, Request
@@ -94,7 +93,7 @@ class MedVLM:
         self._vision = VisionEncoder(vision, bundle.manifest.vision)
         token_bytes = dims.kv_bytes_per_token if gpu is None else half_kv_bytes(dims)
         # Not a method: the prefixes would hold the model, which would then outlive its last user.
-        self._new_sequence = partial(_new_sequence, self._sessions, self._embeddings, dims, gpu)
+        self._new_sequence = partial(new_sequence, self._sessions, self._embeddings, dims, gpu)
         prefixes = PrefixCache(prefix_mb * 1_000_000, token_bytes, self._new_sequence)
         self.prefill = Prefill(self._embeddings, self._vision, prefixes, dims, gpu)
         self.load_s = time.perf_counter() - started
@@ -350,14 +349,6 @@ class _Reporting:
         """As `Decoder.extend`."""
         with one_line_failures("decode", self._gpu):
             return self._decoder.extend(token_ids)
-
-
-def _new_sequence(
-    sessions: DecoderSessions, embeddings: EmbeddingTable, dims: TextDims, gpu: Accelerator | None
-) -> AnyDecoder:
-    if gpu is not None:
-        return DeviceDecoder(sessions.decode, embeddings, dims, gpu)
-    return Decoder(sessions, embeddings, dims)
 
 
 def _open_graphs(

@@ -74,6 +74,8 @@ def open_on(
     """
     import onnxruntime
 
+    # What it logs beside its errors is nothing that these do not say.
+    onnxruntime.set_default_logger_severity(_LOG_FATAL_ONLY)
     options = _session_options(threads)
     if gpu.provider != "CPUExecutionProvider":
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
@@ -84,16 +86,24 @@ def open_on(
             warnings.simplefilter("ignore")
             session = onnxruntime.InferenceSession(str(model), options, providers=wanted)
     except Exception as error:
-        raise memory_error(error, model.name, gpu) or MedVLMError(
-            f"onnxruntime cannot load {model.name} on the GPU: {_first_line(error)}"
-        ) from error
+        raise memory_error(error, model.name, gpu) or _load_error(error, model, gpu) from error
     if session.get_providers()[0] != gpu.provider:
-        raise MedVLMError(
-            f"onnxruntime cannot use {gpu.provider}: its libraries or the driver do not fit; pip install -U "
-            "'medvlm[gpu]', or give --device cpu"
-        )
+        raise MedVLMError(_not_there(model, gpu))
     session.disable_fallback()
     return session
+
+
+def _load_error(error: Exception, model: Path, gpu: Accelerator) -> MedVLMError:
+    if "fallback to CPU EP has been explicitly disabled" in str(error):
+        return MedVLMError(_not_there(model, gpu))
+    return MedVLMError(f"onnxruntime cannot load {model.name} on the GPU: {_first_line(error)}")
+
+
+def _not_there(model: Path, gpu: Accelerator) -> str:
+    return (
+        f"onnxruntime cannot compute {model.name} by its {gpu.provider}: libraries of CUDA or cuDNN are missing, or do "
+        "not fit the driver; pip install -U 'medvlm[gpu]', or give --device cpu"
+    )
 
 
 def memory_error(error: Exception, what: str, gpu: Accelerator | None) -> MedVLMError | None:
