@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..export.convert import check_export, write_bundle
-from ..export.recipe import make_recipe
+from ..export.recipe import DeviceChoice, make_recipe
 from ..runtime.manifest import TextDims, VisionDims
 from .random_checkpoint import RandomCheckpoint
 
@@ -39,7 +39,7 @@ TEXT_2B = TextDims(
 )
 
 
-def write_synthetic_2b(out: Path, say: Callable[[str], None] = lambda line: None) -> None:
+def write_synthetic_2b(out: Path, say: Callable[[str], None] = lambda line: None, device: DeviceChoice = "cpu") -> None:
     """Write the default bundle of a random checkpoint of 2 billion parameters; 8 GB of disk meanwhile, 3.3 GB after.
 
     Raises `InputError` where `out` cannot take it.
@@ -50,5 +50,5 @@ def write_synthetic_2b(out: Path, say: Callable[[str], None] = lambda line: None
         say("making random weights of the full size (2.2 billion parameters)")
         RandomCheckpoint(VISION_2B, TEXT_2B).write(directory / "random-2b")
         say("exporting them with --int4")
-        recipe = make_recipe("int4")
+        recipe = make_recipe("int4", device=device)
         write_bundle(check_export(directory / "random-2b", out, recipe), out, recipe)

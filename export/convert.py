@@ -91,11 +91,23 @@ def check_export(directory: Path, out: Path, recipe: Recipe, *, force: bool = Fa
     Raises `CheckpointError`, and `InputError` for `out` and for what the recipe needs and is not installed.
     """
     checkpoint = open_checkpoint(directory)
+    _check_exact(recipe, checkpoint)
     check_output(out, directory, force=force)
     check_space(out, bundle_bytes(checkpoint, recipe))
     if any(isinstance(precision, NF4) for precision in (recipe.decoder, recipe.head)):
         _check_bitsandbytes()
     return checkpoint
+
+
+def _check_exact(recipe: Recipe, checkpoint: Checkpoint) -> None:
+    """Raise `InputError` for a layer to keep in float32 that the model does not have."""
+    blocks, layers = checkpoint.config.vision.depth, checkpoint.config.text.layers
+    known = {"merger", *(f"blocks.{i}" for i in range(blocks)), *(f"layers.{i}" for i in range(layers))}
+    for scope in sorted({*recipe.exact} - known):
+        raise InputError(
+            f"--exact {scope} is no layer of this model; give blocks.0 to blocks.{blocks - 1}, merger, or layers.0 to "
+            f"layers.{layers - 1}"
+        )
 
 
 def _check_bitsandbytes() -> None:

@@ -103,7 +103,7 @@ def bench(
     if baseline:
         checkpoint = check_baseline(checkpoint, precision)
     plan = Plan(sizes, contexts, text_tokens, new_tokens, repetitions, threads or usable_cores())
-    with _opened(bundle, synthetic) as opened:
+    with _opened(bundle, synthetic, device) as opened:
         contested = open_bundle(other) if other else None
         report, model = _measure(opened, plan, device)
         if contested is not None:
@@ -120,8 +120,8 @@ def bench(
 
 
 @contextlib.contextmanager
-def _opened(bundle: Path | None, synthetic: str | None) -> Iterator[Bundle]:
-    """The bundle to measure, made first where it is synthetic."""
+def _opened(bundle: Path | None, synthetic: str | None, device: str) -> Iterator[Bundle]:
+    """The bundle to measure, made first where it is synthetic: for CUDA if that was asked for, else for CPUs."""
     if synthetic is None:
         if bundle is None:
             raise InputError("give a bundle, or --synthetic 2b to make one with random weights")
@@ -139,7 +139,8 @@ def _opened(bundle: Path | None, synthetic: str | None) -> Iterator[Bundle]:
             make = makers[synthetic].load()
         except ModuleNotFoundError as error:
             raise InputError(f"{error.name} is not installed; pip install 'medvlm[export]'") from None
-        make(bundle, lambda line: click.echo(f"{line} ...", err=True))
+        made_for = {"device": "cuda"} if device == "cuda" else {}
+        make(bundle, lambda line: click.echo(f"{line} ...", err=True), **made_for)
         yield open_bundle(bundle)
 
 

@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner
 from medvlm.demo.random_checkpoint import TEXT, VISION, RandomCheckpoint
 from medvlm.export.checkpoint import open_checkpoint
-from medvlm.export.convert import bundle_bytes, export
-from medvlm.export.recipe import make_recipe
+from medvlm.export.cli import main
+from medvlm.export.convert import bundle_bytes, export, read_bytes, write_bundle
+from medvlm.export.recipe import DeviceChoice, make_recipe
 from medvlm.export.safetensors import find_tensors
 from medvlm.runtime.bundle import find_faults, open_bundle, read_manifest
 from medvlm.runtime.errors import BundleError, CheckpointError, InputError
@@ -251,3 +253,45 @@ def test_weights_beyond_half_floats_are_refused_by_name(tiny_checkpoint: Path, t
 def test_what_does_not_go_together_is_said(given: dict[str, object], says: str) -> None:
     with pytest.raises(InputError, match=says):
         make_recipe("int4", **given)  # type: ignore[arg-type]
+
+
+def test_a_layer_that_the_model_has_not_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    arguments = [str(tiny_checkpoint), str(tmp_path / "out"), "--device", "cuda", "--exact", "blocks.2"]
+    result = CliRunner().invoke(main, arguments)
+    says = "--exact blocks.2 is no layer of this model; give blocks.0 to blocks.1, merger, or layers.0 to layers.1"
+    assert (result.exit_code, result.stderr) == (2, f"Error: {says}\n")
+
+
+def test_the_command_writes_for_both_devices_and_shows_their_parts(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    arguments = [str(tiny_checkpoint), str(tmp_path / "out"), "--device", "both", "--exact", "merger"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    for part in ("vision encoder", "decoder and head", "prefill", "vision on CUDA", "decoder on CUDA"):
+        assert f"\n{part} " in result.stdout
+    manifest = open_bundle(tmp_path / "out", hash_files=True).manifest
+    assert manifest.recipe == make_recipe("int4", device="both", exact=("merger",)).to_json()
+
+
+def test_a_report_which_is_measured_on_the_cpu_wants_graphs_for_it(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    arguments = [str(tiny_checkpoint), str(tmp_path / "out"), "--device", "cuda", "--report", str(tmp_path / "r.json")]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2
+    assert "--report measures on the CPU; give --device both, or leave --report out" in result.stderr
+
+
+@pytest.mark.parametrize("device", ["cuda", "both"])
+def test_the_bar_counts_all_that_is_read(tiny_checkpoint: Path, tmp_path: Path, device: DeviceChoice) -> None:
+    checkpoint, recipe, read = open_checkpoint(tiny_checkpoint), make_recipe("int4", 32, device=device), list[int]()
+    write_bundle(checkpoint, tmp_path / "out", recipe, lambda name, size: read.append(size))
+    assert sum(read) == read_bytes(checkpoint, recipe)
+
+
+def test_nf4_is_multiplied_in_half_floats_too(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    export(tiny_checkpoint, tmp_path / "out", make_recipe("nf4", device="cuda"))
+    model = load(tmp_path / "out", DECODER)
+    types = value_types(model.graph)
+    products = [node for node in model.graph.node if node.op_type == "MatMulBnb4"]
+    assert len(products) == 5 * TEXT.layers + 1
+    assert {types[node.input[0]] for node in products if "lm_head" not in node.name} == {HALF}
+    onnx.checker.check_model(str(tmp_path / "out" / DECODER), full_check=False)
