@@ -36,7 +36,7 @@ class BundleContender:
 
 
 class TransformersContender:
-    """The checkpoint in transformers on the CPU: bf16, fp32, or NF4 through bitsandbytes.
+    """The checkpoint in transformers, where ours computes: bf16, fp32, or NF4 through bitsandbytes.
 
     It gets the very patches and token ids that the bundle gets, and `generate` decodes greedily with its cache.
     """
@@ -48,7 +48,10 @@ class TransformersContender:
         self._torch: Any = torch
         self._ours, self._plan = ours, plan
         torch.set_num_threads(plan.threads)
-        self._model = _load(checkpoint, precision)
+        self._device = ours.device
+        if self._device == "cuda" and not torch.cuda.is_available():
+            raise InputError("this torch has no CUDA to compare with; install one that has, or give --device cpu")
+        self._model = _load(checkpoint, precision, self._device)
 
     def ask(self, image: bytes, number: int) -> Mapping[str, float]:
         """As `Contender.ask`; the tokens' times are noted within `generate`."""
@@ -58,6 +61,7 @@ class TransformersContender:
         with torch.inference_mode():
             started = time.perf_counter()
             self._model.model.visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"])
+            self._wait()
             vision = time.perf_counter() - started
             first, *later = self._moments(inputs, self._plan.new_tokens)
         # `generate` runs the encoder too.
@@ -74,8 +78,9 @@ class TransformersContender:
         started = time.perf_counter()
 
         def note(ids: Any, scores: Any, **_: Any) -> Any:
+            self._wait()
             moments.append(time.perf_counter() - started)
-            return self._torch.zeros(len(ids), dtype=self._torch.bool)
+            return self._torch.zeros(len(ids), dtype=self._torch.bool, device=ids.device)
 
         self._model.generate(
             **inputs,
@@ -86,18 +91,24 @@ class TransformersContender:
         )
         return moments
 
+    def _wait(self) -> None:
+        """A GPU's kernels are only begun when a call returns."""
+        if self._device == "cuda":
+            self._torch.cuda.synchronize()
+
     def _inputs(self, request: Request) -> dict[str, Any]:
         torch = self._torch
         ids = torch.from_numpy(request.token_ids)[None]
         cut = [picture.patches() for picture in request.images]
         pixels = torch.from_numpy(np.concatenate([patches.pixel_values for patches in cut]))
-        return {
+        inputs = {
             "input_ids": ids,
             "attention_mask": torch.ones_like(ids),
             "pixel_values": pixels.to(self._model.dtype),
             "image_grid_thw": torch.tensor([[1, *patches.grid] for patches in cut]),
             "mm_token_type_ids": (ids == self._ours.manifest.image_token_id).int(),
         }
+        return {name: value.to(self._device) for name, value in inputs.items()}
 
 
 def check_baseline(checkpoint: Path | None, precision: str) -> Path:
@@ -113,7 +124,7 @@ def check_baseline(checkpoint: Path | None, precision: str) -> Path:
     return checkpoint
 
 
-def _load(checkpoint: Path, precision: str) -> Any:
+def _load(checkpoint: Path, precision: str, device: str) -> Any:
     import torch
     from transformers import BitsAndBytesConfig, Qwen2VLForConditionalGeneration
 
@@ -122,4 +133,7 @@ def _load(checkpoint: Path, precision: str) -> Any:
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
         )
-    return Qwen2VLForConditionalGeneration.from_pretrained(checkpoint, **options).eval()
+        # bitsandbytes packs weights where they are put.
+        options |= {"device_map": {"": 0}} if device == "cuda" else {}
+    model: Any = Qwen2VLForConditionalGeneration.from_pretrained(checkpoint, **options).eval()
+    return model if precision == "nf4" else model.to(device)
