@@ -23,10 +23,11 @@ from .config import CONFIG, GENERATION, PREPROCESSOR_FILES
 from .decoder import build_decoder, build_prefill
 from .folds import FoldedReader, text_sites, vision_sites
 from .graph import CUDA_OPSET, GraphBuilder, Places
-from .layers import Layers, Observe, Stored
+from .layers import Layers
 from .output import atomic_directory, check_output, check_space
 from .prepare import Prepared, prepare
 from .recipe import NF4, Blockwise, Precision, Recipe, on_cuda
+from .stored import Observe, Stored
 from .tensors import EMBEDDING, HEAD, Shape, prefill_tensors
 from .vision import build_vision
 from .workdir import Workdir
@@ -36,7 +37,7 @@ Progress = Callable[[str, int], None]
 
 GraphName = Literal["vision encoder", "decoder", "prefill"]
 ObservePart = Callable[[GraphName, str, NDArray[np.float32], Stored], None]
-"""`layers.Observe` with the name of the graph before it."""
+"""`stored.Observe` with the name of the graph before it."""
 
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
 

@@ -58,6 +58,10 @@ class Graph:
         self._initializers.append(onnx.numpy_helper.from_array(np.ascontiguousarray(array), name))
         return name
 
+    def add_shared(self, name: str, array: NDArray[Any]) -> str:
+        """Add an initializer that several may want: the same name is added once."""
+        return name if self.has_weight(name) else self.add_weight(name, array)
+
     def has_weight(self, name: str) -> bool:
         """Whether an initializer of this name was added."""
         return any(tensor.name == name for tensor in self._initializers)

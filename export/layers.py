@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -10,36 +9,21 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from ..quant.blockwise import dequantize
-from ..quant.channelwise import LARGEST_CODE, dequantize_channels, quantize_channels
 from ..quant.nf4 import dequantize_nf4, quantize_nf4
 from ..runtime.errors import CheckpointError
 from .graph import MICROSOFT, Graph
 from .packing import Pack, pack_blocks
 from .recipe import NF4, W8A8, Blockwise, Float16, Float32, Precision
+from .row_products import RowProducts
+from .stored import Observe, Stored
 
 ReadTensor = Callable[[str], NDArray[np.float32]]
 """Reads a tensor of the checkpoint by its name, as float32."""
 
 
-@dataclass(frozen=True)
-class Stored:
-    """A product's weight as it is stored: its precision, the values that it stands for [out, in], and its bytes."""
-
-    precision: Precision
-    values: NDArray[np.float32]
-    nbytes: int
-
-
-Observe = Callable[[str, NDArray[np.float32], Stored], None]
-"""Called with a product's scope, its weight [out, in] and what was stored for it."""
-
 Floats = Literal["float32", "float16"]
 """The type of activations, and with them of norms, biases and scales."""
 
-# What a row is divided by at least, so that a row of zeros gives zeros and not 0 / 0.
-_SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
-# Activations become uint8 around this: MLAS multiplies unsigned by signed bytes fast, and signed by signed slowly.
-_ZERO_POINT = 128
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 
@@ -66,7 +50,7 @@ class Layers:
         self._pack, self._observe, self._exact = pack, observe, exact
         # What each product multiplies, by its scope.
         self.inputs: dict[str, str] = {}
-        self._rows: dict[str, tuple[str, str]] = {}
+        self._rows = RowProducts(graph, observe)
 
     @property
     def type(self) -> int:
@@ -113,7 +97,7 @@ class Layers:
         self.inputs[scope] = x
         b = "" if bias is None else self._float_weight(f"{scope}.bias", bias)
         if isinstance(precision, W8A8):
-            return self._row_product(x, weight, scope, b, lowest, scaled=scaled)
+            return self._rows.product(x, weight, scope, b, lowest, scaled=scaled)
         if isinstance(precision, Blockwise):
             return self._block_product(x, weight, scope, precision, b)
         if isinstance(precision, NF4):
@@ -191,20 +175,13 @@ class Layers:
 
     def constant(self, name: str, values: Sequence[int]) -> str:
         """A small int64 initializer [n]: sizes, axes, shapes. The same name is added once."""
-        return self._shared(name, np.array(values, np.int64))
-
-    def scalar(self, name: str, value: float) -> str:
-        """A float32 initializer []. The same name is added once."""
-        return self._shared(name, np.array(value, np.float32))
+        return self.graph.add_shared(name, np.array(values, np.int64))
 
     def _float_weight(self, name: str, array: NDArray[np.float32]) -> str:
         """An initializer in the type of activations. Raises `CheckpointError` for a value beyond fp16's range."""
         if self.floats == "float16" and max(array.max(), -array.min()) > _FLOAT16_MAX:
             raise CheckpointError(f"{name} has values beyond fp16's range; export the checkpoint with --device cpu")
         return self.graph.add_weight(name, array.astype(self.floats, copy=False))
-
-    def _shared(self, name: str, array: NDArray[Any]) -> str:
-        return name if self.graph.has_weight(name) else self.graph.add_weight(name, array)
 
     def _float_product(self, x: str, weight: NDArray[np.float32], scope: str, bias: str) -> str:
         """The product as MatMul(W.T) -> Add(bias)."""
@@ -248,60 +225,7 @@ class Layers:
         """`y`, which an unscaled product of `x` went into as a factor, times the scales of x's rows."""
         if not isinstance(self.precision, W8A8):
             return y
-        return self.graph.add_node("Mul", [y, self._rows[x][1]], f"{scope}/scaled")
-
-    def _row_product(
-        self,
-        x: str,
-        weight: NDArray[np.float32],
-        scope: str,
-        bias: str,
-        lowest: float | None,
-        *,
-        scaled: bool,
-    ) -> str:
-        """int8 by int8, with a scale for each row of x and one for each column of the weight.
-
-        x -> _quantize_rows -> codes, scale
-        codes -> MatMulIntegerToFloat(W.T, column scales) -> Mul(scale) -> Add(bias)
-        """
-        codes, scale = self._quantize_rows(x, lowest)
-        packed = quantize_channels(weight)
-        if self._observe:
-            self._observe(scope, weight, Stored(W8A8(), dequantize_channels(packed), packed.nbytes))
-        inputs = [
-            codes,
-            self.graph.add_weight(f"{scope}.weight", packed.codes),
-            self.scalar("code_step", 1 / LARGEST_CODE),
-            self.graph.add_weight(f"{scope}.scales", packed.scales),
-            self._shared("code_zero_point", np.array(_ZERO_POINT, np.uint8)),
-        ]
-        y = self.graph.add_node("MatMulIntegerToFloat", inputs, scope, domain=MICROSOFT)
-        y = self.graph.add_node("Mul", [y, scale], scope) if scaled else y
-        return self.graph.add_node("Add", [y, bias], scope) if bias else y
-
-    def _quantize_rows(self, x: str, lowest: float | None) -> tuple[str, str]:
-        """Each row of x as uint8 codes, and the largest magnitude of each row; once for all products of x.
-
-        x -> ReduceMax ----------> Max -> scale [.., rows, 1]
-          -> ReduceMin -> Neg ------^       v
-          -> Div -------------------------------> QuantizeLinear(1 / 127, 128) -> codes
-        Where no value is below `lowest`, its magnitude stands for the minimum's.
-        """
-        if x not in self._rows:
-            scope, axis = f"{x.strip('/').rpartition('/')[0]}/rows", self.constant("last_axis", [-1])
-            high = self.graph.add_node("ReduceMax", [x, axis], scope, keepdims=1)
-            if lowest is None:
-                low = self.graph.add_node("ReduceMin", [x, axis], scope, keepdims=1)
-                bounds = [self.graph.add_node("Neg", [low], scope), self.scalar("smallest_scale", _SMALLEST_SCALE)]
-            else:
-                bounds = [self.scalar(f"{scope}/lowest", -lowest)]
-            scale = self.graph.add_node("Max", [high, *bounds], scope)
-            shares = self.graph.add_node("Div", [x, scale], scope)
-            step = self.scalar("code_step", 1 / LARGEST_CODE)
-            zero_point = self._shared("code_zero_point", np.array(_ZERO_POINT, np.uint8))
-            self._rows[x] = self.graph.add_node("QuantizeLinear", [shares, step, zero_point], scope), scale
-        return self._rows[x]
+        return self.graph.add_node("Mul", [y, self._rows.scale(x)], f"{scope}/scaled")
 
     def _flat(self, name: str) -> NDArray[np.float32]:
         """A weight as [out, in]; a convolution's kernel is flattened in the order in which patches are."""

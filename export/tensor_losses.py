@@ -9,9 +9,9 @@ from ..quant.error import relative_error
 from ..runtime.comparison import Comparison
 from ..runtime.manifest import Manifest
 from .convert import GraphName
-from .layers import Stored
 from .recipe import CALIBRATED, HEAD_SCOPE
 from .report import Calibration, Report, TensorLoss
+from .stored import Stored
 
 
 class TensorLosses:
