@@ -1,6 +1,7 @@
 """The options of `medvlm-export` for carrying a bundle away: its signature, and the kit around it."""
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,18 +17,25 @@ from .kit import Kit, KitPlan, check_kit, new_kit
 from .target import Target, this_machine, this_python
 
 Command = Callable[..., None]
-_DEFAULT_EXTRAS = ("cpu",)
 
 
 @dataclass(frozen=True)
 class Carrying:
-    """sign: the private key to sign with. kit: the folder to write, for which platform and Python, with what extras."""
+    """sign: the private key to sign with. kit: the folder to write, for which platform and Python, with what extras.
+
+    devices: what the bundle is for, which decides on the onnxruntime in the kit where no extra is given.
+    """
 
     sign: Path | None
     kit: Path | None
     platform: str | None
     python: str | None
     extras: tuple[str, ...]
+    devices: tuple[str, ...] = ("cpu",)
+
+    def for_devices(self, devices: tuple[str, ...]) -> "Carrying":
+        """The same, of a bundle for these devices."""
+        return dataclasses.replace(self, devices=devices)
 
     def check(self, out: Path, bundle_bytes: int) -> None:
         """Raise `InputError` for what would fail after the export."""
@@ -55,7 +63,9 @@ class Carrying:
                 kit.add_bundle(out)
 
     def _plan(self, directory: Path) -> KitPlan:
-        extras = {*(self.extras or _DEFAULT_EXTRAS), *(("sign",) if self.sign else ())}
+        # onnxruntime-gpu computes on CPUs too, and the two must not both be there.
+        default = ("gpu",) if "cuda" in self.devices else ("cpu",)
+        extras = {*(self.extras or default), *(("sign",) if self.sign else ())}
         target = Target(self.platform or this_machine().tag, self.python or this_python())
         return KitPlan(directory, target, tuple(sorted(extras)))
 
@@ -81,7 +91,7 @@ _CARRYING = (
         "--kit-extra",
         multiple=True,
         metavar="EXTRA",
-        help="Wheels for this extra of medvlm; may be given several times  [default: cpu]",
+        help="Wheels for this extra of medvlm; may be given several times  [default: cpu, or gpu for CUDA]",
     ),
 )
 

@@ -55,6 +55,7 @@ def main(
     """
     opened = check_export(checkpoint, out, recipe, force=force)
     tried = _check(opened, out, recipe, measuring)
+    carrying = carrying.for_devices(recipe.devices)
     carrying.check(out, bundle_bytes(opened, recipe))
     if carrying.kit and not quiet:
         click.echo(f"Collecting the kit's wheels in {carrying.kit.parent} ...", err=True)

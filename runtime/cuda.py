@@ -98,6 +98,7 @@ class CudaDevice:
     def copy(self, to: int, start: int, nbytes: int) -> None:
         """As `Accelerator.copy`."""
         sizes = ctypes.c_void_p(to), ctypes.c_void_p(start), ctypes.c_size_t(nbytes)
+        self._wait()
         self._check(self._library.cudaMemcpy(*sizes, _BY_ADDRESS))
         self._wait()
 
@@ -106,12 +107,17 @@ class CudaDevice:
         target = ctypes.c_void_p(to), ctypes.c_size_t(to_pitch)
         source = ctypes.c_void_p(start), ctypes.c_size_t(start_pitch)
         shape = ctypes.c_size_t(nbytes), ctypes.c_size_t(rows)
+        self._wait()
         self._check(self._library.cudaMemcpy2D(*target, *source, *shape, _BY_ADDRESS))
         self._wait()
 
     def _wait(self) -> None:
-        """Copies from pageable memory return before they arrive, and onnxruntime's stream does not wait for them."""
-        self._check(self._library.cudaStreamSynchronize(None))
+        """Let the GPU come to the end of all that it was given.
+
+        Copies run in the default stream, for which onnxruntime's own streams do not wait, nor it for them; and copies
+        from pageable memory return before they arrive.
+        """
+        self._check(self._library.cudaDeviceSynchronize())
 
     def _check(self, status: int) -> None:
         if status:

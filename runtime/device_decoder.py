@@ -49,8 +49,8 @@ class DeviceDecoder:
         # One token's embedding, and behind it the tokens in the cache less one.
         self._fed = np.zeros(self._row_bytes + 4, np.uint8)
         self._inputs = DeviceArray(device, self._fed.shape, np.uint8, "a token")
-        self._said = np.zeros(12, np.uint8)
-        self._outputs = DeviceArray(device, self._said.shape, np.uint8, "a token")
+        # The likeliest token, and behind it its logit.
+        self._outputs = DeviceArray(device, (12,), np.uint8, "a token")
         self._logits = DeviceArray(device, (1, 1, dims.vocab_size), np.float32, "logits")
         self._first_row = DeviceArray(device, (1,), np.int64, "a number")
         self._first_row.write(np.zeros(1, np.int64))

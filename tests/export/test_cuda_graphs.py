@@ -10,9 +10,12 @@ import onnx
 import pytest
 from click.testing import CliRunner
 from medvlm.demo.random_checkpoint import TEXT, VISION, RandomCheckpoint
+from medvlm.export import carry_options as carry_module
+from medvlm.export.carry_options import Carrying
 from medvlm.export.checkpoint import open_checkpoint
 from medvlm.export.cli import main
 from medvlm.export.convert import bundle_bytes, export, read_bytes, write_bundle
+from medvlm.export.kit import KitPlan
 from medvlm.export.recipe import DeviceChoice, make_recipe
 from medvlm.export.safetensors import find_tensors
 from medvlm.runtime.bundle import find_faults, open_bundle, read_manifest
@@ -284,6 +287,29 @@ def test_the_bar_counts_all_that_is_read(tiny_checkpoint: Path, tmp_path: Path, 
     checkpoint, recipe, read = open_checkpoint(tiny_checkpoint), make_recipe("int4", 32, device=device), list[int]()
     write_bundle(checkpoint, tmp_path / "out", recipe, lambda name, size: read.append(size))
     assert sum(read) == read_bytes(checkpoint, recipe)
+
+
+@pytest.mark.parametrize(
+    ("devices", "given", "extras"),
+    [
+        (("cpu",), (), ("cpu",)),
+        (("cuda",), (), ("gpu",)),
+        (("cpu", "cuda"), (), ("gpu",)),
+        (("cuda",), ("cpu", "dicom"), ("cpu", "dicom")),
+    ],
+)
+def test_a_kit_has_the_onnxruntime_that_the_bundle_is_for(
+    tmp_path: Path,
+    devices: tuple[str, ...],
+    given: tuple[str, ...],
+    extras: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plans: list[KitPlan] = []
+    monkeypatch.setattr(carry_module, "check_kit", lambda plan, *_: plans.append(plan))
+    carrying = Carrying(None, tmp_path / "kit", None, None, given)
+    carrying.for_devices(devices).check(tmp_path / "out", 0)
+    assert plans[0].extras == extras
 
 
 def test_nf4_is_multiplied_in_half_floats_too(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -271,14 +271,14 @@ def test_full_memory_is_an_answer_and_other_failures_are_errors() -> None:
         CudaDevice(Cudart(cudaMalloc=700)).allocate(1)
 
 
-def test_a_copy_has_arrived_when_it_returns() -> None:
-    """From pageable memory it need not have, and onnxruntime's own stream does not wait for it."""
+def test_a_copy_waits_for_what_it_copies_and_has_arrived_when_it_returns() -> None:
+    """Neither waits for the other: the default stream, where copies run, and onnxruntime's own."""
     library, source, target = Cudart(), np.arange(8), np.zeros(8, np.int64)
     CudaDevice(library).copy(target.ctypes.data, source.ctypes.data, source.nbytes)
     np.testing.assert_array_equal(target, source)
     CudaDevice(library).copy_rows(1, 2, 3, 4, 5, 6)
-    assert library.called[1:3] == ["cudaMemcpy", "cudaStreamSynchronize"]
-    assert library.called[-2:] == ["cudaMemcpy2D", "cudaStreamSynchronize"]
+    assert library.called[1:4] == ["cudaDeviceSynchronize", "cudaMemcpy", "cudaDeviceSynchronize"]
+    assert library.called[-3:] == ["cudaDeviceSynchronize", "cudaMemcpy2D", "cudaDeviceSynchronize"]
 
 
 def test_only_the_decoders_launches_are_captured_and_no_arena_doubles() -> None:
