@@ -51,6 +51,9 @@ class RowProducts:
             self._scalar("code_step", 1 / LARGEST_CODE),
             self._graph.add_weight(f"{scope}.scales", packed.scales),
             self._graph.add_shared("code_zero_point", np.array(_ZERO_POINT, np.uint8)),
+            # Of its own, because it changes with the weight where onnxruntime makes that uint8 (CPUs without VNNI);
+            # left out, onnxruntime before 1.30 aborts the process there.
+            self._graph.add_weight(f"{scope}.zero_point", np.array(0, np.int8)),
         ]
         y = self._graph.add_node("MatMulIntegerToFloat", inputs, scope, domain=MICROSOFT)
         y = self._graph.add_node("Mul", [y, scale], scope) if scaled else y

@@ -146,7 +146,7 @@ def test_norms_biases_and_scales_are_float32(bundle: Exported) -> None:
         for tensor in load(bundle.directory, graph).initializer:
             packed = tensor.name.endswith((".weight", ".zero_points")) and tensor.data_type == onnx.TensorProto.UINT8
             codes = tensor.name.endswith(".weight") and tensor.data_type == onnx.TensorProto.INT8
-            small = tensor.data_type == onnx.TensorProto.INT64 or tensor.name == "code_zero_point"
+            small = tensor.data_type == onnx.TensorProto.INT64 or tensor.name.endswith("zero_point")
             assert packed or codes or small or tensor.data_type == onnx.TensorProto.FLOAT, tensor.name
             if "norm" in tensor.name or tensor.name.endswith((".bias", ".scales")):
                 assert tensor.data_type == onnx.TensorProto.FLOAT, tensor.name
@@ -199,7 +199,7 @@ def test_rows_of_int8_are_multiplied_with_a_scale_for_each_output_channel(rows_b
     nodes = [node for node in loaded.node if node.op_type == "MatMulIntegerToFloat"]
     assert nodes
     for node in nodes:
-        codes, step, scales, zero_point = (arrays[name] for name in node.input[1:])
+        codes, step, scales, zero_point, weight_zero_point = (arrays[name] for name in node.input[1:])
         assert codes.dtype == np.int8
         assert scales.shape == codes.shape[1:]
         assert scales.dtype == np.float32
@@ -207,6 +207,9 @@ def test_rows_of_int8_are_multiplied_with_a_scale_for_each_output_channel(rows_b
         np.testing.assert_array_equal(np.abs(codes.astype(np.int32)).max(axis=0), 127)
         assert step.item() == np.float32(1 / 127)
         assert (zero_point.dtype, zero_point.item()) == (np.uint8, 128)
+        assert (weight_zero_point.dtype, weight_zero_point.item()) == (np.int8, 0)
+    # onnxruntime changes a weight and its zero point together, on CPUs without VNNI.
+    assert len({node.input[5] for node in nodes}) == len(nodes)
 
 
 def test_codes_times_scales_are_the_checkpoints_weights_to_half_a_step(
