@@ -17,7 +17,7 @@ from typing import Any, cast
 
 from ..bundle import Bundle
 from ..cli_options import Loading
-from ..errors import InputError, MedVLMError
+from ..errors import InputError, MedVLMError, plain
 from ..interrupts import kept_handlers
 from ..processor import Processor
 from .outcome import Outcome
@@ -71,7 +71,7 @@ def _set_environment(address: str | None) -> None:
 
 
 def _start(address: str | None) -> None:
-    """Connect to Ray, or start it."""
+    """Connect to Ray, or start it. Raises `MedVLMError` where that fails, `InputError` where the address may be why."""
     import ray
 
     local: dict[str, Any] = {} if address else {"include_dashboard": False}
@@ -79,8 +79,12 @@ def _start(address: str | None) -> None:
         # Ray would print a stack at SIGTERM and exit.
         with _without_stderr(), kept_handlers():
             ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise InputError(f"Ray cannot be reached or started ({error}); check --ray-address") from None
+    # It raises plain ones too: where the machine is busy, when its own processes are not there after half a minute.
+    except Exception as error:
+        reason = plain((str(error).strip() or type(error).__name__).splitlines()[0])
+        if address:
+            raise InputError(f"Ray cannot be reached ({reason}); check --ray-address") from None
+        raise MedVLMError(f"Ray cannot be started ({reason}); give the same command again") from error
 
 
 @contextlib.contextmanager

@@ -113,6 +113,30 @@ def lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
+@pytest.mark.parametrize(("more", "exit_code"), [((), 1), (("--ray-address", "auto"), 2)])
+def test_ray_that_does_not_start_is_one_line(
+    demo_bundle: Path,
+    demo_items: list[Item],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    more: tuple[str, ...],
+    exit_code: int,
+) -> None:
+    """On a busy machine Ray raises an exception of no kind of its own."""
+    ray = pytest.importorskip("ray", reason="needs ray, which is not installed (extra: ray)")
+
+    def late(*_: object, **__: object) -> None:
+        raise Exception("The node timed out during startup.\nThis could happen because it is busy.")
+
+    monkeypatch.setattr(ray, "init", late)
+    save_dataset(tmp_path, demo_items[:1])
+    words = ["eval", demo_bundle, tmp_path / "dataset.json", "--out", tmp_path / "out", "--engine", "ray", *more]
+    result = CliRunner().invoke(main, [*map(str, words)])
+    assert (result.exit_code, result.stdout) == (exit_code, "")
+    assert result.stderr.splitlines()[-1].startswith("Error: Ray cannot be ")
+    assert "(The node timed out during startup.); " in result.stderr.splitlines()[-1]
+
+
 def wait_for_lines(path: Path, number: int, process: subprocess.Popen[str]) -> None:
     started = time.monotonic()
     while lines(path) < number:
