@@ -7,6 +7,7 @@ refused.
 from collections.abc import Iterator
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_WIDTHS = {_FIXED64: 8, _FIXED32: 4}
 _MAX_VARINT_BITS = 63
 _TAG_LIMIT = 1 << 32
 
@@ -16,24 +17,27 @@ Field = tuple[int, memoryview | int]
 
 def read_fields(message: memoryview) -> Iterator[Field]:
     """The fields of a message in their order; those of fixed width are skipped. Raises ValueError for a fault."""
-    at = 0
-    while at < len(message):
-        tag, at = _read_varint(message, at)
+    at, end = 0, len(message)
+    while at < end:
+        # Every graph is read at loading, and nearly all of its numbers have one byte: those need no call.
+        tag, at = (message[at], at + 1) if message[at] < 0x80 else _read_varint(message, at)
         number, wire = tag >> 3, tag & 7
         if tag >= _TAG_LIMIT:
             raise ValueError("a field number is too large")
-        value, length = 0, {_FIXED64: 8, _FIXED32: 4}.get(wire, 0)
-        if wire in (_VARINT, _BYTES):
-            value, at = _read_varint(message, at)
+        if wire not in (_BYTES, _VARINT):
+            if wire not in _WIDTHS:
+                raise ValueError(f"wire type {wire}")
+            value, length = 0, _WIDTHS[wire]
+        else:
+            short = at < end and message[at] < 0x80
+            value, at = (message[at], at + 1) if short else _read_varint(message, at)
             length = value if wire == _BYTES else 0
-        elif not length:
-            raise ValueError(f"wire type {wire}")
-        if length > len(message) - at:
+        if length > end - at:
             raise ValueError("a field is longer than its message")
-        if wire == _VARINT:
-            yield number, value
-        elif wire == _BYTES:
+        if wire == _BYTES:
             yield number, message[at : at + length]
+        elif wire == _VARINT:
+            yield number, value
         at += length
 
 
