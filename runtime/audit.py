@@ -14,7 +14,6 @@ new log. Nothing in it comes from a question, from the model's text or from a fi
 
 import contextlib
 import dataclasses
-import errno
 import hashlib
 import hmac
 import json
@@ -27,6 +26,7 @@ from typing import Any, BinaryIO
 
 from .errors import InputError, MedVLMError
 from .file_lock import locked
+from .files import append_whole, sync_folder
 
 # As many digests of images as a context holds.
 MAX_LINE_BYTES = 1 << 20
@@ -95,7 +95,7 @@ class AuditLog:
             line = sealed(self._key, body)
             if len(line) >= MAX_LINE_BYTES:
                 raise MedVLMError(f"a line of {len(line)} bytes is too long for the audit log; ask about fewer images")
-            _write_whole(file, line + b"\n")
+            append_whole(file, line + b"\n")
             self._write_head(Head(end.lines + 1, line_digest(line)))
 
     @contextlib.contextmanager
@@ -224,11 +224,12 @@ def _write_private(path: Path, content: bytes) -> None:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
-            _flush(file)
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    _flush_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def _last_line(file: BinaryIO) -> bytes | None:
@@ -239,33 +240,6 @@ def _last_line(file: BinaryIO) -> bytes | None:
     if not tail:
         return None
     return tail[:-1].rpartition(b"\n")[2] if tail.endswith(b"\n") else b""
-
-
-def _write_whole(file: BinaryIO, line: bytes) -> None:
-    """Append a line, or nothing of it: a full disk may take half a line, which would end the log for good."""
-    size = file.seek(0, os.SEEK_END)
-    try:
-        if file.write(line) != len(line):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        _flush(file)
-    except OSError:
-        file.truncate(size)
-        raise
-
-
-def _flush(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    """So that a power cut loses no new name either. Windows opens no folders, and needs none."""
-    if os.name != "nt":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _keyed(key: bytes, content: bytes) -> str:

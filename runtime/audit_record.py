@@ -11,6 +11,7 @@ from .audit import AuditLog, Entry
 from .bundle import Bundle, sha256
 from .decoding import Decoding
 from .errors import AuditError, InputError, MedVLMError, plain
+from .files import lies_in
 from .manifest import MANIFEST
 from .processor import Request
 from .result import Answer
@@ -25,7 +26,7 @@ class Recorder:
         loaded_with: what was chosen when the bundle was loaded.
         """
         # A bundle's files are all listed: one more would damage it.
-        if bundle.directory.resolve() in path.resolve().parents:
+        if lies_in(path, bundle.directory):
             raise InputError(f"{plain(str(path))} lies in the bundle; give --audit a file elsewhere")
         self._log = AuditLog(path)
         self._bundle = sha256(bundle.path(MANIFEST))

@@ -1,9 +1,10 @@
-"""Where a file is, and how to write one whole or not at all."""
+"""Where a file is, and how to write and append whole or not at all."""
 
 import contextlib
 import os
 import secrets
 from pathlib import Path
+from typing import BinaryIO
 
 from .errors import MedVLMError
 
@@ -11,6 +12,38 @@ from .errors import MedVLMError
 def real_path(path: Path) -> Path:
     """Where a path leads, links followed as far as they can be: a loop of them, or a closed folder, is no error."""
     return Path(os.path.realpath(path))
+
+
+def lies_in(path: Path, folder: Path) -> bool:
+    """Whether a path leads to somewhere below a folder."""
+    return real_path(folder) in real_path(path).parents
+
+
+def append_whole(file: BinaryIO, content: bytes) -> None:
+    """Append to an unbuffered file and wait until the disk has it, or append nothing: a full disk may take a part.
+
+    Raises OSError where it cannot be written.
+    """
+    size = file.seek(0, os.SEEK_END)
+    rest = memoryview(content)
+    try:
+        while rest:
+            rest = rest[file.write(rest) :]
+        os.fsync(file.fileno())
+    except OSError:
+        with contextlib.suppress(OSError):
+            file.truncate(size)
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """So that a power cut loses no new name in it either. Raises OSError. Windows opens no folders, and needs none."""
+    if os.name != "nt":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_whole(path: Path, text: str) -> None:

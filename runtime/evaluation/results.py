@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import InputError, MedVLMError, plain
 from ..file_lock import locked
-from ..files import real_path
+from ..files import append_whole, lies_in, real_path, sync_folder
 from .outcome import Outcome
 
 FORMAT = 1
@@ -67,9 +67,8 @@ def _differing(other: Mapping[str, Any], own: Mapping[str, Any]) -> str:
 class Results:
     """An open results file: what was answered before, and where the next line goes. `open_results` makes one."""
 
-    def __init__(self, path: Path, file: Any, size: int, outcomes: dict[str, Outcome]) -> None:
-        self.path, self.outcomes = path, outcomes
-        self._file, self._size = file, size
+    def __init__(self, path: Path, file: Any, outcomes: dict[str, Outcome]) -> None:
+        self.path, self.outcomes, self._file = path, outcomes, file
 
     def has_answer(self, key: str) -> bool:
         """Whether a question was answered, and not only recorded as an error."""
@@ -86,20 +85,13 @@ class Results:
         self.outcomes[outcome.key] = outcome
 
     def _write(self, line: bytes) -> None:
-        rest = memoryview(line)
         try:
-            while rest:
-                rest = rest[self._file.write(rest) :]
-            os.fsync(self._file.fileno())
+            append_whole(self._file, line)
         except OSError as error:
-            # A part of the line may be there.
-            with contextlib.suppress(OSError):
-                self._file.truncate(self._size)
             raise MedVLMError(
                 f"{self.path} cannot be written ({error.strerror}); make room and give the same command again: "
                 f"its {len(self.outcomes)} answers are kept"
             ) from None
-        self._size += len(line)
 
 
 @contextlib.contextmanager
@@ -115,13 +107,14 @@ def open_results(path: Path, header: Header) -> Iterator[Results]:
         if first.startswith(content):
             # New, or cut within its first line.
             file.truncate(0)
-            results = Results(path, file, 0, {})
+            results = Results(path, file, {})
             results._write(first)
-            _sync_folder(path.parent)
+            with contextlib.suppress(OSError):
+                sync_folder(path.parent)
         else:
             outcomes, size = _read(content, path, header)
             file.truncate(size)
-            results = Results(path, file, size, outcomes)
+            results = Results(path, file, outcomes)
         yield results
 
 
@@ -135,7 +128,7 @@ def check_places(bundle: Path, places: Mapping[str, Path | None]) -> None:
         if path is None:
             continue
         target = real_path(path)
-        if real_path(bundle) in target.parents:
+        if lies_in(path, bundle):
             raise InputError(f"{path} would lie in the bundle {bundle}; choose another place for it")
         if target in taken:
             raise InputError(f"{path} is given for {taken[target]} and {option}; give each a file of its own")
@@ -215,13 +208,3 @@ def _object(line: bytes) -> dict[str, Any] | None:
 
 def _line(fields: Mapping[str, Any]) -> bytes:
     return json.dumps(fields).encode() + b"\n"
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a new file's name outlast a power cut, where folders can be synced."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
