@@ -421,6 +421,7 @@ def test_scores_of_a_given_answer_are_transformers_logits(exact_pair: Pair, imag
 def prefill_in_parts(model: MedVLM, request: Request, split: int) -> tuple[Decoder, NDArray[np.float32]]:
     """The sequence after a prompt that was prefilled in two calls, and the logits."""
     decoder = model.prefill.prefixes.sequence(request.contents, len(request.token_ids) + NEW_TOKENS)
+    assert isinstance(decoder, Decoder)
     assert decoder.length == 0
     embeddings = model.prefill.embed(request, 0, Progress(Clock()))
     model.prefill.write_rotary(request, decoder, NEW_TOKENS)

@@ -10,6 +10,7 @@ from medvlm.demo.random_checkpoint import make_tokenizer
 from medvlm.runtime import MedVLMError
 from medvlm.runtime.detokenize import TextStream
 from medvlm.runtime.generate import Limits, Token, generate, generate_alone
+from medvlm.runtime.logits import Logits
 from medvlm.runtime.lookup import PromptLookup
 from medvlm.runtime.sampling import most_likely
 from numpy.typing import NDArray
@@ -67,8 +68,8 @@ class Script:
         return list(generate_alone(generation, self))
 
 
-def likeliest(logits: NDArray[np.float32], new_ids: Sequence[int]) -> int:
-    return most_likely(logits)
+def likeliest(logits: Logits, new_ids: Sequence[int]) -> int:
+    return most_likely(np.asarray(logits))
 
 
 def reasons(tokens: Sequence[Token]) -> set[str | None]:

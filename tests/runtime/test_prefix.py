@@ -16,6 +16,7 @@ from medvlm.runtime import images as images_module
 from medvlm.runtime import processor as processor_module
 from medvlm.runtime.decoder import Decoder
 from medvlm.runtime.decoding import Decoding
+from medvlm.runtime.device_decoder import AnyDecoder
 from medvlm.runtime.manifest import TextDims
 from medvlm.runtime.prefix import Contents, ImageSpan, PrefixCache, find_spans
 from medvlm.runtime.result import Answer
@@ -106,7 +107,7 @@ def test_spans_of_no_image_are_none() -> None:
 
 
 @pytest.fixture(scope="module")
-def make_decoder(tiny_bundle: Path) -> Callable[[], Decoder]:
+def make_decoder(tiny_bundle: Path) -> Callable[[], AnyDecoder]:
     model = MedVLM.load(tiny_bundle, threads=1)
     return model.new_sequence
 
@@ -250,8 +251,9 @@ def test_features_are_encoded_once_and_the_oldest_make_room(new_cache: NewCache)
 
 @pytest.fixture
 def decoder(tiny_bundle: Path) -> Decoder:
-    model = MedVLM.load(tiny_bundle, threads=1)
-    return model.new_sequence()
+    sequence = MedVLM.load(tiny_bundle, threads=1).new_sequence()
+    assert isinstance(sequence, Decoder)
+    return sequence
 
 
 def rotary(rng: np.random.Generator, rows: int, dims: TextDims) -> NDArray[np.float32]:
@@ -307,6 +309,7 @@ def test_what_lies_beyond_the_length_is_never_read(tiny_bundle: Path, image_path
 
     def make_poisoned() -> Decoder:
         sound = make()
+        assert isinstance(sound, Decoder)
         return Poisoned(sound._sessions, sound._embeddings, sound._dims)
 
     poisoned.prefill.prefixes._make_decoder = make_poisoned
