@@ -1,11 +1,10 @@
 """Reports as files: what can be said about their paths beforehand, and writing them whole or not at all."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..runtime.errors import InputError
-from ..runtime.files import write_whole
+from ..runtime.files import check_report_place, lies_in, write_whole
 from .report import Report, Tried, read_tried
 from .report_html import render_html
 from .report_plots import check_plotting
@@ -20,11 +19,9 @@ def check_report_path(path: Path, bundle: Path | None = None) -> None:
     """
     if path.suffix.lower() not in _SUFFIXES:
         raise InputError(f"{path.name} is no name for a report; give one that ends in .html or .json")
-    if not path.parent.is_dir():
-        raise InputError(f"{path.parent} is not a directory; create it first, or choose another place for the report")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise InputError(f"{path.parent} is not writable; choose another place for the report")
-    if bundle is not None and bundle.resolve() in path.resolve().parents:
+    for target in _targets(path):
+        check_report_place(target)
+    if bundle is not None and lies_in(path, bundle):
         raise InputError(f"the report {path} would lie in the bundle {bundle}; choose another place for it")
     for target in _targets(path):
         _check_replaceable(target)
@@ -33,9 +30,7 @@ def check_report_path(path: Path, bundle: Path | None = None) -> None:
 
 
 def _check_replaceable(target: Path) -> None:
-    """Raise `InputError` for a directory, and for a JSON file that is no report: it may be somebody's dataset."""
-    if target.is_dir():
-        raise InputError(f"{target} is a directory; choose another name for the report")
+    """Raise `InputError` for a JSON file that is no report: it may be somebody's dataset."""
     if target.suffix.lower() != ".json" or not target.exists():
         return
     try:

@@ -25,6 +25,11 @@ class CheckpointError(InputError):
     """The checkpoint cannot be converted as it is."""
 
 
+def first_line(error: Exception) -> str:
+    """The first line of what a library's error says, at most 300 characters of it."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+
+
 def plain(text: str) -> str:
     r"""`text` with everything unprintable escaped: a file may be named `a\nb`, or hold a terminal's control codes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

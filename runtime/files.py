@@ -6,7 +6,7 @@ import secrets
 from pathlib import Path
 from typing import BinaryIO
 
-from .errors import MedVLMError
+from .errors import InputError, MedVLMError
 
 
 def real_path(path: Path) -> Path:
@@ -17,6 +17,21 @@ def real_path(path: Path) -> Path:
 def lies_in(path: Path, folder: Path) -> bool:
     """Whether a path leads to somewhere below a folder."""
     return real_path(folder) in real_path(path).parents
+
+
+def check_report_place(path: Path) -> None:
+    """Raise `InputError` where a report cannot be written to a path, as far as that is known before there is one."""
+    try:
+        if path.is_dir():
+            raise InputError(f"{path} is a directory; choose another name for the report")
+        if not path.parent.is_dir():
+            raise InputError(
+                f"{path.parent} is not a directory; create it first, or choose another place for the report"
+            )
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}); choose another place for the report") from None
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise InputError(f"{path.parent} is not writable; choose another place for the report")
 
 
 def append_whole(file: BinaryIO, content: bytes) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .accelerator import Accelerator, out_of_memory
-from .errors import InputError, MedVLMError
+from .errors import InputError, MedVLMError, first_line
 from .threads import usable_cores
 
 # onnxruntime reads this at import, and its wheels carry telemetry that is on without it.
@@ -62,7 +62,7 @@ def open_session(model: Path | bytes, threads: int | None, *, stepwise: bool = F
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         name = model.name if isinstance(model, Path) else "a graph"
-        raise MedVLMError(f"onnxruntime cannot load {name}: {_first_line(error)}") from error
+        raise MedVLMError(f"onnxruntime cannot load {name}: {first_line(error)}") from error
 
 
 def open_on(
@@ -96,7 +96,7 @@ def open_on(
 def _load_error(error: Exception, model: Path, gpu: Accelerator) -> MedVLMError:
     if "fallback to CPU EP has been explicitly disabled" in str(error):
         return MedVLMError(_not_there(model, gpu))
-    return MedVLMError(f"onnxruntime cannot load {model.name} on the GPU: {_first_line(error)}")
+    return MedVLMError(f"onnxruntime cannot load {model.name} on the GPU: {first_line(error)}")
 
 
 def _not_there(model: Path, gpu: Accelerator) -> str:
@@ -160,9 +160,5 @@ def one_line_failures(what: str, gpu: Accelerator | None = None) -> Iterator[Non
         raise
     except Exception as error:
         raise memory_error(error, what, gpu) or MedVLMError(
-            f"onnxruntime failed at {what}: {_first_line(error)}"
+            f"onnxruntime failed at {what}: {first_line(error)}"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -12,10 +12,11 @@ from ..dataset import read_dataset
 from ..decoding import Decoding
 from ..dicom.view import View
 from ..errors import InputError, plain
+from ..files import write_whole
 from ..processor import Processor
 from .engines import Chosen, engine_options, progress_bar
 from .evaluate import check_dataset, dataset_header, dataset_tasks
-from .report import check_report, write_report
+from .report import check_report, render_report
 from .results import check_places, open_results
 from .score import PUBLISHED, Tally, is_the_papers, score_all
 from .table import score_table
@@ -93,7 +94,7 @@ def evaluate(
                 carry_out(left, engine, results, progress)
         scores = score_all(items, results.outcomes)
         if report is not None:
-            write_report(report, opened, dataset, items, results.outcomes, scores, view)
+            write_whole(report, render_report(opened, dataset, items, results.outcomes, scores, view))
     if as_json:
         click.echo(json.dumps({"bundle": str(bundle), "dataset": str(dataset), "scores": [*map(asdict, scores)]}))
         return

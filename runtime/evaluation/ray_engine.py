@@ -17,7 +17,7 @@ from typing import Any, cast
 
 from ..bundle import Bundle
 from ..cli_options import Loading
-from ..errors import InputError, MedVLMError, plain
+from ..errors import InputError, MedVLMError, first_line, plain
 from ..interrupts import kept_handlers
 from ..processor import Processor
 from .outcome import Outcome
@@ -81,7 +81,7 @@ def _start(address: str | None) -> None:
             ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
     # It raises plain ones too: where the machine is busy, when its own processes are not there after half a minute.
     except Exception as error:
-        reason = plain((str(error).strip() or type(error).__name__).splitlines()[0])
+        reason = plain(first_line(error))
         if address:
             raise InputError(f"Ray cannot be reached ({reason}); check --ray-address") from None
         raise MedVLMError(f"Ray cannot be started ({reason}); give the same command again") from error

@@ -3,7 +3,6 @@
 import base64
 import importlib.util
 import io
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from ..bundle import Bundle
 from ..dataset import DatasetItem
 from ..dicom.view import DEFAULT_VIEW, View
 from ..errors import InputError, MedVLMError, plain
-from ..files import write_whole
+from ..files import check_report_place
 from ..images import load_image
 from ..page import render_page
 from ..prompt import parse_options
@@ -44,35 +43,12 @@ class Wrong:
 
 
 def check_report(path: Path) -> None:
-    """Raise `InputError` where `write_report` could not write, as far as that is known before there is anything."""
+    """Raise `InputError` where a report could not be written, as far as that is known before there is anything."""
     if importlib.util.find_spec("jinja2") is None:
         raise InputError("jinja2 is not installed, which --report needs; pip install 'medvlm[report]'")
     if path.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"{path.name} is no name for a report; give one that ends in .html")
-    try:
-        if path.is_dir():
-            raise InputError(f"{path} is a directory; choose another name for the report")
-        if not path.parent.is_dir():
-            raise InputError(
-                f"{path.parent} is not a directory; create it first, or choose another place for the report"
-            )
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror}); choose another place for the report") from None
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise InputError(f"{path.parent} is not writable; choose another place for the report")
-
-
-def write_report(
-    path: Path,
-    bundle: Bundle,
-    dataset: Path,
-    items: Sequence[DatasetItem],
-    outcomes: Mapping[str, Outcome],
-    scores: Sequence[Score],
-    view: View = DEFAULT_VIEW,
-) -> None:
-    """Write the page, whole or not at all. Raises `MedVLMError` where it cannot be written."""
-    write_whole(path, render_report(bundle, dataset, items, outcomes, scores, view))
+    check_report_place(path)
 
 
 def render_report(

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -137,6 +137,18 @@ def test_ray_that_does_not_start_is_one_line(
     assert "(The node timed out during startup.); " in result.stderr.splitlines()[-1]
 
 
+def skip_without_actors() -> None:
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip("needs ray, which is not installed (extra: ray)")
+    if not sys.platform.startswith("linux"):
+        pytest.skip("needs /proc to find the actors")
+
+
+def start(words: Sequence[object]) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", "from medvlm.runtime.cli import main; main()", *map(str, words)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")
+
+
 def wait_for_lines(path: Path, number: int, process: subprocess.Popen[str]) -> None:
     started = time.monotonic()
     while lines(path) < number:
@@ -148,10 +160,7 @@ def wait_for_lines(path: Path, number: int, process: subprocess.Popen[str]) -> N
 def test_actor_that_is_killed_loses_no_question_and_repeats_none(
     demo_bundle: Path, demo_items: list[Item], tmp_path: Path
 ) -> None:
-    if importlib.util.find_spec("ray") is None:
-        pytest.skip("needs ray, which is not installed (extra: ray)")
-    if not sys.platform.startswith("linux"):
-        pytest.skip("needs /proc to find the actors")
+    skip_without_actors()
     save_dataset(tmp_path, demo_items[:40])
     out = tmp_path / "results.jsonl"
     words = ["eval", demo_bundle, tmp_path / "dataset.json", "--out", out, "--threads", "1"]
@@ -159,13 +168,7 @@ def test_actor_that_is_killed_loses_no_question_and_repeats_none(
     begun = CliRunner().invoke(main, [*map(str, words), "--questions", "3"])
     assert begun.exit_code == 0
     before = out.read_bytes()
-    command = [sys.executable, "-c", "from medvlm.runtime.cli import main; main()", *map(str, words)]
-    process = subprocess.Popen(
-        [*command, "--engine", "ray", "--actors", "2", "--json"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        encoding="utf-8",
-    )
+    process = start([*words, "--engine", "ray", "--actors", "2", "--json"])
     try:
         wait_for_lines(out, 10, process)
         actors = actors_of(process.pid)
@@ -190,19 +193,11 @@ def test_actor_that_is_killed_loses_no_question_and_repeats_none(
 
 
 def test_sigterm_is_one_line_and_leaves_no_process(demo_bundle: Path, demo_items: list[Item], tmp_path: Path) -> None:
-    if importlib.util.find_spec("ray") is None:
-        pytest.skip("needs ray, which is not installed (extra: ray)")
-    if not sys.platform.startswith("linux"):
-        pytest.skip("needs /proc to find the actors")
+    skip_without_actors()
     save_dataset(tmp_path, demo_items[:40])
     out = tmp_path / "results.jsonl"
     words = ["eval", demo_bundle, tmp_path / "dataset.json", "--out", out, "--threads", "1", "--engine", "ray"]
-    process = subprocess.Popen(
-        [sys.executable, "-c", "from medvlm.runtime.cli import main; main()", *map(str, words)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        encoding="utf-8",
-    )
+    process = start(words)
     try:
         wait_for_lines(out, 3, process)
         started = set(children(process.pid))

@@ -18,8 +18,9 @@ from medvlm.runtime.bundle import Bundle, open_bundle
 from medvlm.runtime.cli import main
 from medvlm.runtime.dataset import DatasetItem
 from medvlm.runtime.evaluation.outcome import Outcome
-from medvlm.runtime.evaluation.report import check_report, picture, render_report, write_report
+from medvlm.runtime.evaluation.report import check_report, picture, render_report
 from medvlm.runtime.evaluation.score import score_all
+from medvlm.runtime.files import write_whole
 from PIL import Image
 
 PROBLEM = "Which is it?\nA) MRI\nB) CT <b>"
@@ -127,7 +128,8 @@ def test_text_that_is_no_utf8_and_windows_lines_are_shown(
 ) -> None:
     items[1] = dataclasses.replace(items[1], subset="CT \ud800", problem=PROBLEM.replace("\n", "\r\n"))
     found = {"1": said(1, "B")}
-    write_report(tmp_path / "r.html", opened, Path("own.json"), items, found, score_all(items, found))
+    page = render_report(opened, Path("own.json"), items, found, score_all(items, found))
+    write_whole(tmp_path / "r.html", page)
     content = (tmp_path / "r.html").read_text(encoding="utf-8")
     assert "CT \ufffd" in content
     assert "Which is it?\nA) MRI\nB) CT &lt;b&gt;" in content
@@ -136,7 +138,7 @@ def test_text_that_is_no_utf8_and_windows_lines_are_shown(
 def test_name_may_be_as_long_as_names_can_be(opened: Bundle, items: list[DatasetItem], tmp_path: Path) -> None:
     path = tmp_path / f"{'x' * 250}.html"
     check_report(path)
-    write_report(path, opened, Path("own.json"), items, {}, score_all(items, {}))
+    write_whole(path, render_report(opened, Path("own.json"), items, {}, score_all(items, {})))
     assert path.stat().st_size
 
 
@@ -213,6 +215,6 @@ def test_page_that_cannot_be_written_leaves_the_old_one(
 
     monkeypatch.setattr("os.fsync", fail)
     with pytest.raises(MedVLMError, match="No space left on device"):
-        write_report(path, opened, Path("own.json"), items, {}, score_all(items, {}))
+        write_whole(path, render_report(opened, Path("own.json"), items, {}, score_all(items, {})))
     assert path.read_text() == "old"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["r.html", "scan<i>.png"]
