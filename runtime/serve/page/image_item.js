@@ -1,0 +1,175 @@
+/** One image of a question: its file, how it is to be shown, and the picture that the server made of it. */
+
+import { Failure } from "./failure.js";
+import { getPreview } from "./server.js";
+import { written } from "./window_level.js";
+
+/**
+ * @typedef {object} Wanted How the image is to be shown.
+ * @property {import("./window_level.js").Window | null} window null: the file's own
+ * @property {string} preset the name by which the window was chosen
+ * @property {number} frame from 1
+ */
+
+/** @type {Readonly<Wanted>} */
+const AS_THE_FILE_SAYS = Object.freeze({ window: null, preset: "", frame: 1 });
+const MOST_KEPT = 48;
+
+/** Sends "change" whenever something of it is another; the preview follows what is wanted, skipping what was overtaken. */
+export class ImageItem extends EventTarget {
+  /** @type {import("./types.js").Preview | null} */
+  preview = null;
+  /** The preview's picture. */
+  url = "";
+  /** @type {Failure | null} */
+  failure = null;
+  /** @type {Wanted} */
+  wanted = { ...AS_THE_FILE_SAYS };
+  /** @type {import("./window_level.js").Window | null} the window of the file itself, or the one made for it */
+  own = null;
+  /** Whether the model is asked about the window shown, and not about the file's own. */
+  askAsShown = true;
+  /** @type {Map<string, {preview: import("./types.js").Preview, url: string}>} */
+  #made = new Map();
+  /** @type {Promise<void> | null} */
+  #following = null;
+  #shown = "";
+  /** @type {Wanted} what is shown */
+  #last = { ...AS_THE_FILE_SAYS };
+
+  /**
+   * @param {Blob} file
+   * @param {string} name
+   */
+  constructor(file, name) {
+    super();
+    this.file = file;
+    this.name = name;
+  }
+
+  /** Whether the picture is not yet the one wanted. */
+  get busy() {
+    return this.#following !== null;
+  }
+
+  /** The window that is shown or about to be. */
+  get window() {
+    return this.wanted.window ?? this.own;
+  }
+
+  get canWindow() {
+    return this.preview?.dicom === true && this.own !== null;
+  }
+
+  /**
+   * @param {Partial<Wanted>} change
+   */
+  show(change) {
+    this.wanted = { ...this.wanted, ...change };
+    void this.settled();
+    this.#changed();
+  }
+
+  /** Resolves when the picture is the one wanted, or cannot be made. */
+  async settled() {
+    this.#following ??= this.#follow().finally(() => {
+      this.#following = null;
+      this.#changed();
+    });
+    await this.#following;
+  }
+
+  /** @param {boolean} asShown */
+  setAskAsShown(asShown) {
+    this.askAsShown = asShown;
+    this.#changed();
+  }
+
+  /** How the model is to see it; null for what is no DICOM. @returns {import("./types.js").View | null} */
+  get viewToAsk() {
+    if (!this.preview?.dicom) return null;
+    const view = this.#viewOf(this.#asked);
+    return this.preview.frames > 1 ? { ...view, frame: this.wanted.frame } : view;
+  }
+
+  /** The picture that the model is asked about. @returns {Promise<import("./types.js").Shot>} */
+  async shot() {
+    await this.settled();
+    if (this.preview === null) throw this.failure ?? new Failure("broken", "The image was not read", "Choose it again.");
+    const { preview, url } = await this.#make(this.#viewOf(this.#asked));
+    const { width, height, notes } = preview;
+    return { name: this.name, url, width, height, view: this.#inWords(preview), notes };
+  }
+
+  /** What is wanted, with the file's own window where the model is not to see the one shown. */
+  get #asked() {
+    return this.askAsShown ? this.wanted : { ...this.wanted, window: null, preset: "" };
+  }
+
+  async #follow() {
+    for (;;) {
+      const wanted = { ...this.wanted };
+      const view = this.#viewOf(wanted);
+      const key = JSON.stringify(view);
+      if (key === this.#shown) return;
+      try {
+        const made = await this.#make(view);
+        this.preview = made.preview;
+        this.url = made.url;
+        this.own ??= made.preview.window;
+        this.failure = null;
+        this.#shown = key;
+      } catch (error) {
+        if (!(error instanceof Failure)) throw error;
+        this.failure = error;
+        // Back to what was shown: a window that the server refuses must not be asked about.
+        if (this.preview) this.wanted = { ...this.#last };
+        return;
+      }
+      this.#last = wanted;
+      this.#changed();
+    }
+  }
+
+  /** @param {import("./types.js").View} view */
+  async #make(view) {
+    const key = JSON.stringify(view);
+    const known = this.#made.get(key);
+    if (known) return known;
+    const preview = await getPreview(this.file, this.name, view);
+    const bytes = Uint8Array.from(atob(preview.png), (character) => character.charCodeAt(0));
+    const made = { preview: { ...preview, png: "" }, url: URL.createObjectURL(new Blob([bytes], { type: "image/png" })) };
+    this.#made.set(key, made);
+    if (this.#made.size > MOST_KEPT) this.#made.delete(this.#made.keys().next().value ?? "");
+    return made;
+  }
+
+  /**
+   * @param {Wanted} wanted
+   * @returns {import("./types.js").View}
+   */
+  #viewOf({ window, preset, frame }) {
+    return {
+      ...(window ? { window: preset || written(window) } : {}),
+      ...(frame > 1 ? { frame } : {}),
+    };
+  }
+
+  /** @param {import("./types.js").Preview} preview */
+  #inWords(preview) {
+    if (!preview.dicom) return "";
+    const { window, preset, frame } = this.#asked;
+    const name = preset ? `${preset} window` : window ? "window" : "the file’s own window";
+    const shown = preview.window;
+    return [
+      preview.frames > 1 ? `frame ${frame} of ${preview.frames}` : "",
+      shown ? `${name}, center ${shown[0]}, width ${shown[1]}` : "",
+    ]
+      .filter(Boolean)
+      .join(", ");
+  }
+
+  #changed() {
+    this.dispatchEvent(new Event("change"));
+  }
+}

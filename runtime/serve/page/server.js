@@ -1,0 +1,99 @@
+/** The server's calls. Every one throws a `Failure`, or an AbortError where the caller's signal was pulled. */
+
+import { eventData } from "./event_stream.js";
+import { brokenOff, failureInStream, failureOfResponse, gone } from "./failure.js";
+
+let token = "";
+
+/** Take the token from the address (/#token=…), and it out of there: nobody should read it over a shoulder. */
+export function takeTokenFromAddress() {
+  const found = new URLSearchParams(location.hash.slice(1)).get("token");
+  if (found === null) return;
+  setToken(found);
+  history.replaceState(null, "", location.pathname);
+}
+
+/** @param {string} value kept for as long as the page is open, and nowhere else */
+export function setToken(value) {
+  token = value.trim();
+}
+
+/** @returns {Promise<import("./types.js").Info>} */
+export async function getInfo() {
+  return (await call("/info", {})).json();
+}
+
+/** Whether the server answers: anything at all will do, but a proxy's word that nobody is behind it. */
+export async function isThere() {
+  try {
+    const response = await fetch("/healthz", { cache: "no-store", signal: AbortSignal.timeout(4000) });
+    return ![502, 504].includes(response.status);
+  } catch {
+    return false;
+  }
+}
+
+/**
+ * An image as the model will see it.
+ *
+ * @param {Blob} file
+ * @param {string} name
+ * @param {import("./types.js").View} view
+ * @param {AbortSignal} [signal]
+ * @returns {Promise<import("./types.js").Preview>}
+ */
+export async function getPreview(file, name, view, signal) {
+  const form = new FormData();
+  form.append("image", file, name);
+  if (view.window !== undefined) form.append("window", view.window);
+  if (view.frame !== undefined) form.append("frame", String(view.frame));
+  return (await call("/preview", { method: "POST", body: form, signal })).json();
+}
+
+/**
+ * The chunks of an answer, as they come.
+ *
+ * @param {object} request of OpenAI's chat completions; streaming is asked for here
+ * @param {AbortSignal} signal
+ * @returns {AsyncGenerator<any>}
+ */
+export async function* streamChat(request, signal) {
+  const response = await call("/v1/chat/completions", {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify({ ...request, stream: true, stream_options: { include_usage: true } }),
+    signal,
+  });
+  if (response.body === null) throw brokenOff();
+  try {
+    for await (const data of eventData(response.body)) {
+      if (data === "[DONE]") return;
+      const chunk = JSON.parse(data);
+      if (chunk.error) throw failureInStream(chunk.error);
+      yield chunk;
+    }
+  } catch (error) {
+    throw error instanceof TypeError || error instanceof SyntaxError ? brokenOff() : error;
+  }
+  throw brokenOff();
+}
+
+/**
+ * @param {string} path
+ * @param {RequestInit} options
+ */
+async function call(path, options) {
+  const headers = new Headers(options.headers);
+  if (token) headers.set("Authorization", `Bearer ${token}`);
+  let response;
+  try {
+    response = await fetch(path, { ...options, headers, cache: "no-store", credentials: "omit", redirect: "error" });
+  } catch (error) {
+    throw error instanceof TypeError ? gone() : error;
+  }
+  if (!response.ok) {
+    const body = await response.text().catch(() => "");
+    throw failureOfResponse(response.status, response.headers.get("Retry-After"), body);
+  }
+  return response;
+}
