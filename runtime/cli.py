@@ -1,4 +1,4 @@
-"""The `medvlm` command: ask, audit, batch, chat, compare, eval, info, verify."""
+"""The `medvlm` command: ask, audit, batch, chat, compare, eval, info, serve, verify."""
 
 import dataclasses
 import io
@@ -25,6 +25,7 @@ from .evaluation.cli import evaluate
 from .images import load_image
 from .manifest import Manifest
 from .processor import Processor
+from .serve.cli import serve
 from .show import choice_line, show_stream, status, timing_line, vote_lines
 from .signing import signature_faults
 from .votes import check_votes, vote
@@ -44,6 +45,7 @@ main.add_command(batch)
 main.add_command(chat)
 main.add_command(compare)
 main.add_command(evaluate)
+main.add_command(serve)
 
 
 @main.command()

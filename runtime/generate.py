@@ -13,8 +13,8 @@ from .detokenize import TextStream
 from .logits import Logits
 from .lookup import PromptLookup
 
-FinishReason = Literal["end", "answer", "length", "context"]
-"""Why decoding stopped: an end token, a closed answer, --max-new-tokens, or a full context."""
+FinishReason = Literal["end", "answer", "length", "context", "stop"]
+"""Why decoding stopped: an end token, a closed answer, --max-new-tokens, a full context, or a reader who had enough."""
 
 STOP_TEXT = "</answer>"
 

@@ -30,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from .dicom.load import open_file, open_folder
+from .dicom.load import Shown, open_file, open_folder
 from .dicom.preamble import HEAD_BYTES, is_dicom
 from .dicom.view import DEFAULT_VIEW, View
 from .errors import InputError, plain
@@ -58,10 +58,14 @@ _ARRAY_SHAPES = "[h, w], [h, w, 1], [h, w, 3] or [h, w, 4]"
 
 @dataclass(frozen=True)
 class LoadedImage:
-    """An upright image of mode RGB, and what the user should know about how it was read: one line each."""
+    """An upright image of mode RGB, and what the user should know about how it was read: one line each.
+
+    shown: of what came from a DICOM file, what a viewer is told of it.
+    """
 
     pixels: Image.Image
     notes: tuple[str, ...]
+    shown: Shown | None = None
 
 
 def load_image(source: ImageSource, view: View = DEFAULT_VIEW) -> LoadedImage:
@@ -120,7 +124,7 @@ def _load_path(path: Path, view: View) -> LoadedImage:
     name = plain(str(path))
     if view.of_series and _is_folder(path):
         opened = open_folder(path, name, view)
-        return LoadedImage(opened.pixels, opened.notes)
+        return LoadedImage(opened.pixels, opened.notes, opened.shown)
     with _open_regular(path, name) as stream:
         return _load_stream(stream, path, name, view)
 
@@ -170,7 +174,7 @@ def _load_stream(stream: BinaryIO, source: Path | bytes, name: str, view: View) 
         stream.seek(0)
     if is_dicom(head):
         opened = open_file(source, head, name, view)
-        return LoadedImage(opened.pixels, opened.notes)
+        return LoadedImage(opened.pixels, opened.notes, opened.shown)
     _check_default(view, name)
     metered = Metered(stream, name)
     with _one_line_errors(name), Image.open(cast("BinaryIO", metered), formats=FORMATS) as image:

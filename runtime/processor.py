@@ -20,7 +20,8 @@ from .manifest import Manifest, Preprocessing
 from .positions import mrope_positions
 from .prefix import Contents, find_spans
 from .preprocess import Patches, preprocess, token_grid, with_pixel_limits
-from .prompt import check_question, parse_options, question_text, render_prompt
+from .prompt import check_question, check_text, parse_options, question_text
+from .turns import Exchange, render_turns
 
 # Decoded files are kept for the next question, as far as their pixels fit in this.
 _DECODED_BYTES = 1 << 26
@@ -111,17 +112,23 @@ class Processor:
         min_pixels: int | None = None,
         max_pixels: int | None = None,
         view: View = DEFAULT_VIEW,
+        earlier: Sequence[Exchange] = (),
+        system: str | None = None,
     ) -> Request:
         """Load the images and build the prompt. Raises `InputError` for a bad image, question or limit.
 
-        view: how DICOM files are shown; it asks nothing of images that are loaded already.
+        view: how DICOM files are shown; it asks nothing of images that are loaded already. earlier: the turns before
+        this one; the images of all are the request's, in order. system: instead of the template's own system message.
         """
         check_question(question, self._reserved)
+        self._check_others(earlier, system)
         settings = with_pixel_limits(self.manifest.preprocessing, min_pixels, max_pixels)
-        loaded = [self._load(image, view) for image in images]
+        loaded = [image for turn in earlier for image in turn.images]
+        loaded += [self._load(image, view) for image in images]
         grids = [token_grid(image.pixels.height, image.pixels.width, settings) for image in loaded]
-        self._check_length(question, grids)
-        prompt = render_prompt(self.manifest.prompt, question_text(question, raw), len(loaded))
+        self._check_length("".join((question, *(turn.question + turn.answer for turn in earlier))), grids)
+        written = [(len(turn.images), question_text(turn.question, raw), turn.answer) for turn in earlier]
+        prompt = render_turns(self.manifest.prompt, written, len(images), question_text(question, raw), system)
         token_ids = self._expand(self._encode(prompt), grids)
         pictures = tuple(Picture(image, settings, grid) for image, grid in zip(loaded, grids, strict=True))
         positions, contents = lay_out(token_ids, self.manifest.image_token_id, pictures)
@@ -135,6 +142,12 @@ class Processor:
             contents=contents,
             raw=raw,
         )
+
+    def _check_others(self, earlier: Sequence[Exchange], system: str | None) -> None:
+        for turn in earlier:
+            check_question(turn.question, self._reserved)
+            check_text(turn.answer, self._reserved, "an earlier answer")
+        check_text(system or "", self._reserved, "the system message")
 
     def _load(self, source: ImageSource | LoadedImage, view: View) -> LoadedImage:
         """The image in `source`, from memory where the same file was decoded before.

@@ -71,14 +71,19 @@ def check_question(question: str, reserved: Collection[str]) -> None:
     """
     if not question.strip():
         raise InputError("the question is empty; ask something about the image")
-    if "\0" in question:
-        raise InputError("the question holds a NUL character; remove it")
-    if _SURROGATE.search(question):
-        raise InputError("the question holds a broken character (a lone surrogate); give it as valid UTF-8")
-    found = [token for token in reserved if token and token in question]
+    check_text(question, reserved, "the question")
+
+
+def check_text(text: str, reserved: Collection[str], name: str) -> None:
+    """As `check_question`, of any text of a prompt that messages call `name`; it may be blank."""
+    if "\0" in text:
+        raise InputError(f"{name} holds a NUL character; remove it")
+    if _SURROGATE.search(text):
+        raise InputError(f"{name} holds a broken character (a lone surrogate); give it as valid UTF-8")
+    found = [token for token in reserved if token and token in text]
     if found:
-        first = min(found, key=question.index)
-        raise InputError(f"the question holds {first!r}, which is a control token of the model; remove it")
+        first = min(found, key=text.index)
+        raise InputError(f"{name} holds {first!r}, which is a control token of the model; remove it")
 
 
 def _style(mark: re.Match[str]) -> str:

@@ -1,6 +1,7 @@
 """Show a model's reasoning as it is generated: the text without its tags, up to the answer."""
 
 import re
+from collections.abc import Sequence
 
 _TAGS = ("<think>", "</think>", "<answer>")
 _TAG = re.compile("|".join(_TAGS))
@@ -29,7 +30,7 @@ class ReasoningFilter:
                 self._answered = True
                 return "".join(shown)
             text = text[match.end() :]
-        keep = _possible_tag(text)
+        keep = beginnings(text, _TAGS)
         self._held = text[len(text) - keep :]
         return "".join([*shown, text[: len(text) - keep]])
 
@@ -39,10 +40,10 @@ class ReasoningFilter:
         return "" if self._answered else held
 
 
-def _possible_tag(text: str) -> int:
-    """Length of the longest end of `text` that a tag begins with."""
-    longest = max(len(tag) for tag in _TAGS) - 1
+def beginnings(text: str, words: Sequence[str]) -> int:
+    """Length of the longest end of `text` that one of `words` begins with, the whole word left out."""
+    longest = max((len(word) for word in words), default=1) - 1
     for length in range(min(longest, len(text)), 0, -1):
-        if any(tag.startswith(text[-length:]) for tag in _TAGS):
+        if any(word.startswith(text[-length:]) for word in words):
             return length
     return 0

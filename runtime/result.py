@@ -35,7 +35,7 @@ class Answer:
     choice: the letter, read robustly; None where there is none or it was not offered. choice_text: that option's text.
     strict_choice: the letter as the paper's own evaluation reads it.
     flags: what was unusual about the reading (see `medvlm.runtime.answer`).
-    finish_reason: "end", "answer", "length" or "context".
+    finish_reason: "end", "answer", "length", "context" or "stop".
     token_ids: every generated token, an end token included.
     options: the probability of each letter offered, given the reasoning; they add up to 1. Empty where decoding was
         not constrained. margin: the largest less the second largest of them, None where there are none.

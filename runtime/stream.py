@@ -1,5 +1,6 @@
 """One answer while it is generated: its text piece by piece, its stages timed, and the answer at its end."""
 
+import contextlib
 import time
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator
@@ -86,7 +87,7 @@ class Transcript:
             choice_text=parsed.choice_text,
             strict_choice=parsed.strict_choice,
             flags=parsed.flags,
-            finish_reason=self._tokens[-1].finish_reason or "length",
+            finish_reason=self._tokens[-1].finish_reason or "stop",
             token_ids=tuple(token.id for token in self._tokens),
             prompt_tokens=len(self._request.token_ids),
             visual_tokens=self._request.visual_tokens,
@@ -167,6 +168,17 @@ class Stream(Iterator[str]):
             pass
         return self.answer
 
+    def stop(self) -> Answer:
+        """End the answer behind the piece that was read last, as if the model had ended there; the answer.
+
+        Raises `MedVLMError` where no piece was read yet, or the answer has ended.
+        """
+        if self._answer is not None or not self.moments:
+            raise MedVLMError("only an answer that is being read can be stopped")
+        with contextlib.suppress(StopIteration):
+            self._pieces.send(True)
+        return self.answer
+
     def replace(self) -> None:
         """End the stream, unless it has ended: another question takes the cache."""
         self._replaced = True
@@ -185,15 +197,16 @@ class Stream(Iterator[str]):
 
     def _read(
         self, generate: Callable[[Progress], Iterator[Token]], load_s: float, preprocess_s: float
-    ) -> Generator[str, None, None]:
+    ) -> Generator[str, bool | None, None]:
+        """The pieces; sent True behind one, it is the last."""
         transcript = Transcript(self._request, load_s=load_s, preprocess_s=preprocess_s)
         self.moments = transcript.moments
         record = self._record or (lambda outcome, seconds, answer: None)
         try:
             for token in generate(transcript.progress):
                 transcript.add(token)
-                if token.text:
-                    yield token.text
+                if token.text and (yield token.text):
+                    break
             answer = transcript.answer()
         except (GeneratorExit, KeyboardInterrupt):
             record("stopped", transcript.elapsed_s, None)

@@ -138,7 +138,13 @@ def _shown(frames: Sequence[Frame]) -> list[str]:
 
 
 def _form(frame: Frame) -> dict[str, Any]:
-    return {"shape": frame.pixels.shape, "size": frame.size}
+    return {
+        "shape": frame.pixels.shape,
+        "size": frame.size,
+        "frames": frame.header.frames,
+        "window": frame.window,
+        "extent": frame.extent,
+    }
 
 
 def _limit() -> None:

@@ -26,12 +26,16 @@ class Frame:
     """One frame as it is shown.
 
     pixels: [height, width] or [height, width, 3] uint8. size: the (height, width) at which its pixels are square.
+    window: the (center, width) that greys are shown in, None where they are not in one. extent: the least and the
+    largest value of greys, in the file's units; None of colours.
     """
 
     pixels: NDArray[np.uint8]
     size: tuple[int, int]
     header: Header
     shown: str
+    window: tuple[float, float] | None = None
+    extent: tuple[float, float] | None = None
 
 
 @contextlib.contextmanager
@@ -79,7 +83,8 @@ def decode(dataset: Dataset, index: int, window: Window | None) -> Frame:
         voi = None if window is None else VoiWindow(window.center, window.width)
         greys = read_greys(dataset, header, index, voi)
         pixels, extent = grey_levels(stored, greys)
-        return Frame(pixels, size, header, "" if window else _how_shown(greys, extent))
+        shown_in = (greys.voi.center, greys.voi.width) if isinstance(greys.voi, VoiWindow) else None
+        return Frame(pixels, size, header, "" if window else _how_shown(greys, extent), shown_in, extent)
 
 
 def _check_window(header: Header, window: Window | None) -> None:

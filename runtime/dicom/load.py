@@ -49,11 +49,25 @@ importlib.import_module(name + ".dicom.child").main()
 
 
 @dataclass(frozen=True)
+class Shown:
+    """What a viewer is told of a DICOM image: of the first frame of a montage.
+
+    frames: how many its file has. window: the (center, width) that its greys are shown in, None where they are not in
+    one. extent: the least and the largest of its values, in the file's units; None of colours.
+    """
+
+    frames: int
+    window: tuple[float, float] | None
+    extent: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
 class Opened:
     """An RGB image and what the user should know about how it was read."""
 
     pixels: Image.Image
     notes: tuple[str, ...]
+    shown: Shown
 
 
 @dataclass(frozen=True)
@@ -62,6 +76,7 @@ class _Form:
 
     shape: tuple[int, ...]
     size: tuple[int, ...]
+    shown: Shown
 
 
 def open_file(source: Path | bytes, head: bytes, name: str, view: View) -> Opened:
@@ -102,9 +117,9 @@ def _open(paths: Sequence[Path], content: bytes, name: str, view: View, *, folde
         "frame": view.frame,
         "montage": view.montage,
     }
-    answer, images = _ask_child(json.dumps(request).encode() + b"\n" + content, name)
+    answer, images, shown = _ask_child(json.dumps(request).encode() + b"\n" + content, name)
     image = images[0] if view.montage is None else compose(images, view.montage)
-    return Opened(image, tuple(f"{name} {_text(note)}" for note in answer["notes"]))
+    return Opened(image, tuple(f"{name} {_text(note)}" for note in answer["notes"]), shown)
 
 
 def _check_installed(name: str) -> None:
@@ -112,15 +127,19 @@ def _check_installed(name: str) -> None:
         raise InputError(f"{name} is a DICOM file, and what reads those is not installed; install medvlm[dicom]")
 
 
-def _ask_child(message: bytes, name: str) -> tuple[dict[str, Any], list[Image.Image]]:
-    """The child's answer and its images. Raises `InputError` for what it refuses or does not survive."""
+def _ask_child(message: bytes, name: str) -> tuple[dict[str, Any], list[Image.Image], Shown]:
+    """The child's answer, its images, and how the first is shown.
+
+    Raises `InputError` for what it refuses or does not survive.
+    """
     with _child(message) as (process, expired):
         assert process.stdout is not None  # noqa: S101 - it is a pipe
         line = process.stdout.readline(_MOST_ANSWER)
         try:
             answer = json.loads(line) if line.endswith(b"\n") else None
             if isinstance(answer, dict) and isinstance(answer.get("notes"), list) and answer.get("frames"):
-                return answer, _read_images(process.stdout, answer["frames"])
+                forms = list(map(_read_form, answer["frames"]))
+                return answer, _read_images(process.stdout, forms), forms[0].shown
         except (ValueError, TypeError, KeyError, OverflowError, EOFError, RecursionError):
             answer = None
         if answer is None:
@@ -192,9 +211,8 @@ def _send(stream: IO[bytes], message: bytes) -> None:
         stream.write(message)
 
 
-def _read_images(stream: IO[bytes], stated: Sequence[dict[str, Any]]) -> list[Image.Image]:
+def _read_images(stream: IO[bytes], forms: Sequence[_Form]) -> list[Image.Image]:
     """The frames that follow. Raises `ValueError` and others for what no sound child sends."""
-    forms = list(map(_read_form, stated))
     # Together, since a montage is no larger than an image.
     if sum(max(math.prod(form.shape[:2]), math.prod(form.size)) for form in forms) > MAX_PIXELS:
         raise ValueError("more than was asked for")
@@ -203,10 +221,19 @@ def _read_images(stream: IO[bytes], stated: Sequence[dict[str, Any]]) -> list[Im
 
 def _read_form(stated: dict[str, Any]) -> _Form:
     """The form of a frame; raises as `_read_images`."""
-    form = _Form(tuple(map(int, stated["shape"])), tuple(map(int, stated["size"])))
+    shown = Shown(int(stated["frames"]), _read_pair(stated["window"]), _read_pair(stated["extent"]))
+    form = _Form(tuple(map(int, stated["shape"])), tuple(map(int, stated["size"])), shown)
     if len(form.size) != 2 or form.shape[2:] not in ((), (3,)) or min(*form.shape, *form.size) < 1:
         raise ValueError("no shape of an image")
     return form
+
+
+def _read_pair(stated: Any) -> tuple[float, float] | None:
+    """Two finite numbers, or None where None or others are stated; raises as `_read_images`."""
+    if stated is None:
+        return None
+    first, second = map(float, stated)
+    return (first, second) if math.isfinite(first) and math.isfinite(second) else None
 
 
 def _read_image(stream: IO[bytes], form: _Form) -> Image.Image:

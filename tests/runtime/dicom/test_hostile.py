@@ -1,6 +1,7 @@
 """Files made to harm: each is refused by one line, within limits of memory and time, by a process of its own."""
 
 import io
+import json
 import struct
 import subprocess
 import sys
@@ -241,6 +242,12 @@ def test_a_decoder_that_computes_without_end_is_given_up(
     assert "took more than 30 s to decode and was given up" in refusal(make())
 
 
+def stating(shape: list[int], size: list[int]) -> str:
+    """A child that answers with a frame of this form."""
+    frame = {"shape": shape, "size": size, "frames": 1, "window": None, "extent": None}
+    return f"print({json.dumps({'frames': [frame], 'notes': []})!r})"
+
+
 @pytest.mark.parametrize(
     "code",
     [
@@ -248,9 +255,9 @@ def test_a_decoder_that_computes_without_end_is_given_up(
         "print('x' * 10**7)",
         "print('[' * 100000)",
         "print('{}')",
-        'print(\'{"frames": [{"shape": [100000, 100000], "size": [1, 1]}], "notes": []}\')',
-        'print(\'{"frames": [{"shape": [4, 4], "size": [4, 4]}], "notes": []}\'); print(\'short\')',
-        'print(\'{"frames": [{"shape": [4, -4], "size": [4, 4]}], "notes": []}\'); print(\'x\' * 99)',
+        stating([100000, 100000], [1, 1]),
+        stating([4, 4], [4, 4]) + "; print('short')",
+        stating([4, -4], [4, 4]) + "; print('x' * 99)",
         'print(\'{"frames": 5, "notes": []}\')',
         'print(\'{"frames": [], "notes": []}\')',
     ],

@@ -1,0 +1,126 @@
+"""POST /ask and POST /preview: one question, or one look at an image, as a form."""
+
+import base64
+import dataclasses
+import io
+from contextlib import ExitStack
+from typing import Any
+
+from PIL import Image
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from ..decoding import DEFAULT_MAX_NEW_TOKENS, Decoding
+from ..dicom.view import View, read_view
+from ..images import LoadedImage
+from .asking import client_of, entered, wait_for_turn
+from .body import Form, read_form
+from .chat_request import make_decoding
+from .errors import ApiError
+from .job import Ended, Job
+from .messages import ImagePart, Turn
+from .service import Service
+
+_VIEW = ("window", "frame", "montage")
+_ASK = ("question", *_VIEW, "max_new_tokens", "temperature", "top_p", "seed", "user")
+# The longer side of a preview: more than a screen shows, and a page holds it several times.
+_LONGEST_SIDE = 4096
+
+
+async def ask(service: Service, request: Request, held: ExitStack) -> Response:
+    """Answer with the JSON of `medvlm ask --json`."""
+    held.enter_context(service.questions.seat())
+    form = await read_form(request, service.settings.limits)
+    _check_names(form, ("image",), _ASK)
+    images, question = _read_images(form, service), form.text("question")
+    if question is None or len(question) > service.settings.limits.text:
+        raise ApiError(400, f"give one question of at most {service.settings.limits.text} characters", param="question")
+    decoding = _read_decoding(form)
+    # As from a file of Windows: a form sends its lines' ends so.
+    turn = Turn(images, question.replace("\r\n", "\n").strip(), None)
+    prepared, seconds = await service.preparer.prepare([turn])
+    job = Job(prepared, decoding, preprocess_s=seconds, client=client_of(request, form.text("user") or ""))
+    held.enter_context(entered(service, request, job))
+    async for _ in wait_for_turn(service, job):
+        pass
+    answers = [event.answer async for event in job.events() if isinstance(event, Ended)]
+    return JSONResponse(dataclasses.asdict(answers[-1]))
+
+
+async def preview(service: Service, request: Request, held: ExitStack) -> Response:
+    """Show an image as the model would see it before it is resized."""
+    held.enter_context(service.looks.seat())
+    form = await read_form(request, service.settings.limits)
+    _check_names(form, ("image",), _VIEW)
+    (part, *others) = _read_images(form, service) or (None,)
+    if part is None or others:
+        raise ApiError(400, "give one image", param="image")
+    return JSONResponse(await service.preparer.run(_look, service, part))
+
+
+def _look(service: Service, part: ImagePart) -> dict[str, Any]:
+    (loaded,) = service.preparer.load([part])
+    shown = loaded.shown
+    return {
+        "width": loaded.pixels.width,
+        "height": loaded.pixels.height,
+        "frames": shown.frames if shown else 1,
+        "window": shown and shown.window,
+        "window_range": shown and shown.extent,
+        "dicom": shown is not None,
+        "notes": loaded.notes,
+        "png": base64.b64encode(_png(loaded)).decode(),
+    }
+
+
+def _png(loaded: LoadedImage) -> bytes:
+    """The pixels, scaled down where they are too many."""
+    pixels, content = loaded.pixels, io.BytesIO()
+    if max(pixels.size) > _LONGEST_SIDE:
+        pixels = pixels.copy()
+        pixels.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE), Image.Resampling.BICUBIC)
+    pixels.save(content, "PNG", compress_level=1)
+    return content.getvalue()
+
+
+def _check_names(form: Form, files: tuple[str, ...], texts: tuple[str, ...]) -> None:
+    unknown = [name for name in form.files if name not in files] + [name for name in form.texts if name not in texts]
+    if unknown:
+        name = unknown[0][:60]
+        where = "a file; give it a filename" if name in files else f"not known; give {', '.join((*files, *texts))}"
+        raise ApiError(400, f"the part {name!r} is {where}", code="unknown_parameter", param=name)
+
+
+def _read_images(form: Form, service: Service) -> tuple[ImagePart, ...]:
+    """The images of a form, all shown alike."""
+    contents, most = form.files.get("image", []), service.settings.limits.images
+    if len(contents) > most:
+        raise ApiError(400, f"there are {len(contents)} images; give at most {most}", param="image")
+    view = _read_form_view(form)
+    return tuple(ImagePart(content, view) for content in contents)
+
+
+def _read_form_view(form: Form) -> View:
+    frame = _number(form, "frame", int)
+    return read_view(form.text("window") or None, None if frame is None else int(frame), form.text("montage") or None)
+
+
+def _read_decoding(form: Form) -> Decoding:
+    tokens, seed = _number(form, "max_new_tokens", int), _number(form, "seed", int)
+    temperature, top_p = _number(form, "temperature", float), _number(form, "top_p", float)
+    return make_decoding(
+        DEFAULT_MAX_NEW_TOKENS if tokens is None else int(tokens),
+        temperature or 0.0,
+        1.0 if top_p is None else top_p,
+        None if seed is None else int(seed),
+    )
+
+
+def _number(form: Form, name: str, kind: type[int] | type[float]) -> int | float | None:
+    text = form.text(name)
+    if text is None or not text.strip():
+        return None
+    try:
+        return kind(text)
+    except ValueError:
+        raise ApiError(400, f"{name} is not a number", param=name) from None

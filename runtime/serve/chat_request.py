@@ -1,0 +1,126 @@
+"""A request of OpenAI's chat protocol, as far as this model can keep it; what it cannot is refused, not ignored."""
+
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+from ..decoding import DEFAULT_MAX_NEW_TOKENS, Decoding
+from ..sampling import Sampling
+from .errors import ApiError
+from .fields import boolean, get, json_object, number, string, whole
+from .messages import Turn, read_messages
+from .settings import Limits
+
+_MOST_STOPS, _LONGEST_STOP = 4, 200
+# What has no meaning here, with the values that ask for nothing.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "audio": (None,),
+    "frequency_penalty": (None, 0),
+    "function_call": (None, "none"),
+    "functions": (None, []),
+    "logit_bias": (None, {}),
+    "logprobs": (None, False),
+    "modalities": (None, ["text"]),
+    "prediction": (None,),
+    "presence_penalty": (None, 0),
+    "reasoning_effort": (None,),
+    "response_format": (None, {"type": "text"}),
+    "tool_choice": (None, "none", "auto"),
+    "tools": (None, []),
+    "top_logprobs": (None, 0),
+    "web_search_options": (None,),
+}
+_WHY = {
+    "logprobs": "tokens' log probabilities are not given; medvlm.options has the probability of each option",
+    "top_logprobs": "tokens' log probabilities are not given; medvlm.options has the probability of each option",
+    "response_format": "the answer's form is the model's own",
+}
+# What changes nothing about an answer.
+_IGNORED = frozenset(
+    ("metadata", "parallel_tool_calls", "prompt_cache_key", "safety_identifier", "service_tier", "store", "verbosity")
+)
+_READ = frozenset(
+    ("max_completion_tokens", "max_tokens", "messages", "model", "n", "seed", "stop", "stream", "stream_options")
+) | frozenset(("temperature", "top_p", "user"))
+
+
+@dataclass(frozen=True)
+class ChatRequest:
+    """What is asked. seed: as given, or drawn, where tokens are drawn and none was given."""
+
+    turns: tuple[Turn, ...]
+    system: str | None
+    decoding: Decoding
+    answers: int
+    stops: tuple[str, ...]
+    stream: bool
+    include_usage: bool
+    user: str
+
+    @property
+    def seed(self) -> int | None:
+        """Of the draws; None where nothing is drawn."""
+        return self.decoding.sampling.seed if self.decoding.sampling.temperature else None
+
+
+def read_chat(body: dict[str, Any], model: str, limits: Limits) -> ChatRequest:
+    """Read a body. model: the one that is served. Raises `ApiError` and `InputError` for what cannot be kept."""
+    _check_names(body)
+    asked_of = get(body, "model", string, model)
+    if asked_of != model:
+        raise ApiError(404, f"there is no such model; this server has {model}", code="model_not_found", param="model")
+    stream = get(body, "stream", boolean, False)
+    options = get(body, "stream_options", json_object, {})
+    answers = get(body, "n", whole, 1)
+    if not 1 <= answers <= limits.answers:
+        raise ApiError(400, f"n is {answers}; give 1 to {limits.answers}", param="n")
+    decoding = _read_decoding(body)
+    if answers > 1 and not decoding.sampling.temperature:
+        raise ApiError(400, "n answers at temperature 0 are all the same; give a temperature, 0.7 say", param="n")
+    system, turns = read_messages(body.get("messages"), limits)
+    return ChatRequest(
+        turns=turns,
+        system=system,
+        decoding=decoding,
+        answers=answers,
+        stops=_read_stops(body.get("stop")),
+        stream=stream,
+        include_usage=get(options, "include_usage", boolean, False),
+        user=get(body, "user", string, ""),
+    )
+
+
+def _check_names(body: dict[str, Any]) -> None:
+    for name, value in body.items():
+        if name in _NEUTRAL:
+            if not any(_same(value, neutral) for neutral in _NEUTRAL[name]):
+                raise ApiError(400, _WHY.get(name, f"{name} is not supported; leave it out"), param=name)
+        elif name not in _READ and name not in _IGNORED:
+            raise ApiError(400, f"{name[:60]!r} is not known; leave it out", code="unknown_parameter", param=name[:60])
+
+
+def _same(value: Any, neutral: Any) -> bool:
+    # False is 0 for Python, and not for JSON.
+    return bool(value == neutral) and isinstance(value, bool) == isinstance(neutral, bool)
+
+
+def _read_decoding(body: dict[str, Any]) -> Decoding:
+    tokens = get(body, "max_completion_tokens", whole, None)
+    tokens = get(body, "max_tokens", whole, DEFAULT_MAX_NEW_TOKENS) if tokens is None else tokens
+    temperature = get(body, "temperature", number, 0.0)
+    seed = get(body, "seed", whole, None)
+    return make_decoding(tokens, temperature, get(body, "top_p", number, 1.0), seed)
+
+
+def make_decoding(max_tokens: int, temperature: float, top_p: float, seed: int | None) -> Decoding:
+    """seed: None draws one, so that asking again draws other tokens. Raises `InputError` for what is out of range."""
+    seed = secrets.randbelow(2**31) if seed is None else seed
+    return Decoding(max_tokens, Sampling(temperature, top_p=top_p, seed=seed if temperature else 0))
+
+
+def _read_stops(stops: Any) -> tuple[str, ...]:
+    found = [stops] if isinstance(stops, str) else stops or []
+    sound = isinstance(found, list) and all(isinstance(stop, str) and 0 < len(stop) <= _LONGEST_STOP for stop in found)
+    if not sound or len(found) > _MOST_STOPS:
+        raise ApiError(400, f"stop should be a text, or a list of at most {_MOST_STOPS} short ones", param="stop")
+    return tuple(found)

@@ -1,0 +1,70 @@
+"""The one thread that touches the model: it takes requests out of the line and answers them one after the other."""
+
+import contextlib
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from ..model import MedVLM
+from ..result import Answer
+from ..stream import Stream
+from .job import Begun, Ended, Failed, Job, Piece
+from .line import Line
+from .splitting import StopFilter
+
+if TYPE_CHECKING:
+    from .metrics import Metrics
+
+
+class Worker(threading.Thread):
+    """Runs until the line is closed and the answer begun is given."""
+
+    def __init__(self, model: MedVLM, line: Line[Job], metrics: "Metrics") -> None:
+        super().__init__(name="medvlm-worker", daemon=True)
+        self._model, self._line, self._metrics = model, line, metrics
+
+    def run(self) -> None:
+        """Answer what is in the line."""
+        while (job := self._line.take()) is not None:
+            self._metrics.waited(time.monotonic() - job.entered)
+            complete = False
+            try:
+                complete = self._answer(job)
+            # The thread lives on whatever happens to one request; its reader is told.
+            except Exception as error:  # noqa: BLE001
+                job.emit(Failed(error))
+            finally:
+                self._line.finished(counts=complete)
+                self._metrics.kept(self._model.prefill.prefixes.nbytes)
+
+    def _answer(self, job: Job) -> bool:
+        """Give all answers of a job; False where its client went away before."""
+        job.emit(Begun())
+        for index in range(job.answers):
+            if job.cancelled.is_set():
+                return False
+            stream = self._model.run(job.request, job.decoding, preprocess_s=job.preprocess_s, vote=index)
+            # Closed at once where it is given up, for the audit log.
+            with contextlib.closing(stream):
+                answer = _read(stream, job, index)
+            if answer is None:
+                return False
+            self._metrics.answered(answer)
+            job.emit(Ended(index, answer))
+        return True
+
+
+def _read(stream: Stream, job: Job, index: int) -> Answer | None:
+    """The answer, told piece by piece up to a word that stops it; None where the client went away."""
+    stops = StopFilter(job.stops)
+    for piece in stream:
+        if job.cancelled.is_set():
+            return None
+        text, stopped = stops.feed(piece)
+        if text:
+            job.emit(Piece(index, text))
+        if stopped:
+            return stream.stop()
+    if rest := stops.flush():
+        job.emit(Piece(index, rest))
+    return stream.answer
