@@ -136,7 +136,7 @@ export class ImageItem extends EventTarget {
     const key = JSON.stringify(view);
     const known = this.#made.get(key);
     if (known) return known;
-    const preview = await getPreview(this.file, this.name, view);
+    const preview = await getPreview(this.file, view);
     const bytes = Uint8Array.from(atob(preview.png), (character) => character.charCodeAt(0));
     const made = { preview: { ...preview, png: "" }, url: URL.createObjectURL(new Blob([bytes], { type: "image/png" })) };
     this.#made.set(key, made);

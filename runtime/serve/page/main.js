@@ -17,7 +17,7 @@ import { SessionList } from "./session_list.js";
 import { setUpTheme } from "./theme.js";
 import { setPresets, setUpToolbar } from "./toolbar.js";
 import { Viewer } from "./viewer.js";
-import { fileSize } from "./words.js";
+import { fileSize, modelName } from "./words.js";
 
 /** @type {import("./types.js").Info | null} */
 let info = null;
@@ -44,7 +44,7 @@ async function loadInfo() {
     return tell(error);
   }
   if (shownFailure()?.kind === "token" || shownFailure()?.kind === "gone") showFailure(null);
-  setText(byId("model-name"), [info.model, info.recipe.toUpperCase()].filter(Boolean).join(" · "));
+  setText(byId("model-name"), [modelName(info), info.recipe.toUpperCase()].filter(Boolean).join(" · "));
   setText(byId("bundle-name"), `medvlm ${info.version} · bundle ${info.bundle.slice(0, 12)}`);
   byId("bundle-name").title = `sha256 ${info.bundle}`;
   byId("demo-notice").hidden = !info.demo;
@@ -57,10 +57,11 @@ async function loadInfo() {
 function takeFiles(files, way) {
   const kept = way === "add" ? viewer.items : [];
   const most = info?.limits.images ?? 8;
-  const largest = info?.limits.image_bytes ?? Infinity;
-  const tooLarge = files.find((file) => file.size > largest);
-  if (tooLarge) {
-    return tellOfImages(`${tooLarge.name} has ${fileSize(tooLarge.size)}; the server takes at most ${fileSize(largest)}.`);
+  // Base64 makes four bytes of three.
+  const largest = 0.74 * (info?.limits.image_bytes ?? Infinity);
+  const bytes = [...kept.map((item) => item.file), ...files].reduce((sum, file) => sum + file.size, 0);
+  if (bytes > largest) {
+    return tellOfImages(`${fileSize(bytes)} is too much: the images of a question may have ${fileSize(largest)}.`);
   }
   if (kept.length + files.length > most) {
     return tellOfImages(`A question can have ${most} images; these would be ${kept.length + files.length}.`);

@@ -3,7 +3,7 @@
 import { byId, make } from "./dom.js";
 import { answerInWords } from "./result.js";
 import { stages } from "./timings.js";
-import { cautions, letterOf, percent, seconds } from "./words.js";
+import { cautions, letterOf, modelName, percent, seconds } from "./words.js";
 
 /**
  * @param {import("./types.js").Entry} entry
@@ -74,7 +74,7 @@ function facts(entry, info) {
   const total = entry.outcome ? `; in all ${seconds(entry.outcome.timings.total_s)}` : "";
   /** @type {[string, string][]} */
   const rows = [
-    ["Model", [info.model, info.recipe.toUpperCase()].filter(Boolean).join(", ")],
+    ["Model", [modelName(info), info.recipe.toUpperCase()].filter(Boolean).join(", ")],
     ["Bundle (sha256)", entry.outcome?.bundle ?? info.bundle],
     ["Software", `medvlm ${info.version}`],
     ["Asked", entry.time.toLocaleString([], { dateStyle: "long", timeStyle: "medium" })],

@@ -1,7 +1,7 @@
 /** The server's calls. Every one throws a `Failure`, or an AbortError where the caller's signal was pulled. */
 
 import { eventData } from "./event_stream.js";
-import { brokenOff, failureInStream, failureOfResponse, gone } from "./failure.js";
+import { Failure, brokenOff, failureInStream, failureOfResponse, gone } from "./failure.js";
 
 let token = "";
 
@@ -23,31 +23,53 @@ export async function getInfo() {
   return (await call("/info", {})).json();
 }
 
-/** Whether the server answers: anything at all will do, but a proxy's word that nobody is behind it. */
+/** Whether the server takes questions. */
 export async function isThere() {
   try {
     const response = await fetch("/healthz", { cache: "no-store", signal: AbortSignal.timeout(4000) });
-    return ![502, 504].includes(response.status);
+    return response.ok;
   } catch {
     return false;
   }
 }
 
+/** @type {Promise<unknown>} one preview at a time: the server has few seats for them, and others look too */
+let lastPreview = Promise.resolve();
+const PREVIEW_TRIES = 20;
+
 /**
  * An image as the model will see it.
  *
  * @param {Blob} file
- * @param {string} name
  * @param {import("./types.js").View} view
- * @param {AbortSignal} [signal]
  * @returns {Promise<import("./types.js").Preview>}
  */
-export async function getPreview(file, name, view, signal) {
+export function getPreview(file, view) {
   const form = new FormData();
-  form.append("image", file, name);
+  // Errors call it as the page does; its name may be a patient's, and stays here.
+  form.append("image", file, "image");
   if (view.window !== undefined) form.append("window", view.window);
   if (view.frame !== undefined) form.append("frame", String(view.frame));
-  return (await call("/preview", { method: "POST", body: form, signal })).json();
+  const preview = lastPreview.then(() => persistentPreview(form));
+  lastPreview = preview.catch(() => {});
+  return preview;
+}
+
+/**
+ * A busy server is asked again: nobody pressed a button for this, so nobody would press it again.
+ *
+ * @param {FormData} form
+ * @returns {Promise<import("./types.js").Preview>}
+ */
+async function persistentPreview(form) {
+  for (let tries = 1; ; tries++) {
+    try {
+      return await (await call("/preview", { method: "POST", body: form })).json();
+    } catch (error) {
+      if (!(error instanceof Failure) || error.kind !== "busy" || tries === PREVIEW_TRIES) throw error;
+      await new Promise((resolve) => setTimeout(resolve, 1000 * (error.retryAfter ?? 1)));
+    }
+  }
 }
 
 /**

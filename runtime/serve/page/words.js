@@ -60,6 +60,11 @@ export function cautions(flags, finish) {
   return finish && FINISHES[finish] ? [...said, FINISHES[finish]] : said;
 }
 
+/** @param {import("./types.js").Info} info */
+export function modelName(info) {
+  return info.demo ? "Demo model" : info.model;
+}
+
 /** @param {number} bytes */
 export function fileSize(bytes) {
   return bytes < 1e6 ? `${Math.max(1, Math.round(bytes / 1e3))} kB` : `${(bytes / 1e6).toFixed(1)} MB`;

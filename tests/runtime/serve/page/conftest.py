@@ -4,6 +4,7 @@ import base64
 import contextlib
 import email.message
 import email.policy
+import functools
 import io
 import json
 import os
@@ -231,6 +232,7 @@ def parts(content_type: str, body: bytes) -> dict[str, bytes]:
     return found
 
 
+@functools.lru_cache
 def make_preview(content: bytes, window: str | None, frame: str | None) -> dict[str, Any]:
     """As the server's /preview; the windows of DICOM files by pydicom, which read what the tests wrote."""
     image = decode_image(content, "the image", read_view(window, int(frame) if frame else None))
@@ -283,6 +285,7 @@ def browser() -> Iterator[Any]:
         pytest.skip("needs Chromium as a program of this system, which is absent")
     # A sandbox cannot be had as root.
     sandbox = [] if os.getuid() else ["--no-sandbox"]
+    sync_api.expect.set_options(timeout=8000)
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=sandbox)
         yield browser
@@ -344,3 +347,50 @@ def ct() -> bytes:
     stream = io.BytesIO()
     pydicom.dcmwrite(stream, dataset, enforce_file_format=True)
     return stream.getvalue()
+
+
+DROP = """([zone, name, data]) => {
+  const bytes = Uint8Array.from(atob(data), (character) => character.charCodeAt(0));
+  const transfer = new DataTransfer();
+  transfer.items.add(new File([bytes], name));
+  const target = document.querySelector("#stage");
+  target.dispatchEvent(new DragEvent("dragenter", { bubbles: true, cancelable: true, dataTransfer: transfer }));
+  const over = document.querySelector(`[data-drop=${zone}]`);
+  for (const type of ["dragover", "drop"]) {
+    over.dispatchEvent(new DragEvent(type, { bubbles: true, cancelable: true, dataTransfer: transfer }));
+  }
+}"""
+
+
+@pytest.fixture
+def drop(scan: bytes, ct: bytes) -> Callable[..., None]:
+    """Call it with a page and a file's name (the X-ray, or the CT for .dcm), and it is dropped and shown."""
+
+    def drop_it(page: Any, name: str, *, zone: str = "replace", content: bytes | None = None) -> None:
+        before = page.locator(".tile").count() if zone == "add" else 0
+        data = content if content is not None else ct if name.endswith(".dcm") else scan
+        page.evaluate(DROP, [zone, name, base64.b64encode(data).decode()])
+        if content is None:
+            sync_api.expect(page.locator(".tile:not(.loading) img[src]")).to_have_count(before + 1)
+            sync_api.expect(page.locator(".tile .name").last).to_contain_text(name)
+
+    return drop_it
+
+
+@pytest.fixture
+def ask() -> Callable[..., None]:
+    """Call it with a page and a recorded answer, and its question is written with its options, and asked."""
+
+    def ask_it(page: Any, recorded: dict[str, Any]) -> None:
+        text, *options = recorded["question"].split("\n")
+        page.fill("#question-text", text)
+        rows = page.locator("#option-rows input")
+        while rows.count() > len(options):
+            page.locator("#option-rows button").last.click()
+        while rows.count() < len(options):
+            page.click("#add-option")
+        for row, option in zip(rows.all(), options, strict=True):
+            row.fill(option.partition(") ")[2])
+        page.click("#ask")
+
+    return ask_it
