@@ -162,6 +162,6 @@ def _description(service: Service) -> dict[str, Any]:
     text = _OPENAPI.read_text(encoding="utf-8")
     numbers = {"IMAGES": limits.images, "TEXT": limits.text, "ANSWERS": limits.answers}
     for name, number in numbers.items():
-        text = text.replace(f'"{{{name}}}"', str(number))
+        text = text.replace(f'"{{{name}}}"', str(number)).replace(f"{{{name}}}", str(number))
     text = text.replace("{MODEL}", json.dumps(service.model)[1:-1]).replace("{VERSION}", metadata.version("medvlm"))
     return json.loads(text)

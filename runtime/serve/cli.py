@@ -87,7 +87,7 @@ def serve(
     bound = open_socket(access)
     model = loading.load(opened, processor)
     service = start_service(model, opened, asking, Settings(access, limits))
-    run(service, bound, lambda: _say_where(access, bound.getsockname()[1], made=token is None))
+    run(service, bound, lambda _stop: _say_where(access, bound.getsockname()[1], made=token is None))
 
 
 def _check_installed() -> None:

@@ -7,8 +7,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from types import FrameType
-from typing import Any
+from typing import Any, TypeAlias
 
 import uvicorn
 
@@ -44,25 +43,30 @@ def open_socket(access: Access) -> socket.socket:
     return bound
 
 
-def serve(service: Service, bound: socket.socket, ready: Callable[[], None]) -> None:
+Stop: TypeAlias = Callable[[], None]
+
+
+def serve(service: Service, bound: socket.socket, ready: Callable[[Stop], None]) -> None:
     """Serve until SIGTERM or SIGINT; the answer begun is finished then, unless a second signal comes.
 
-    ready: called once requests are taken.
+    ready: called once requests are taken, with what ends the server as a signal does, from any thread.
     """
     asyncio.run(_serve(service, bound, ready))
+    # It is at its end, or a token away from it.
+    service.worker.join(_DELIVERY_S)
 
 
-async def _serve(service: Service, bound: socket.socket, ready: Callable[[], None]) -> None:
+async def _serve(service: Service, bound: socket.socket, ready: Callable[[Stop], None]) -> None:
     server = uvicorn.Server(_config(service))
     # uvicorn's own way would end the process by the signal, not with code 0, and cut off who waits.
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign]
     told = asyncio.Event()
-    with _signals(told):
+    with _signals(told) as stop:
         ending = asyncio.create_task(_end(service, server, told))
         serving = asyncio.create_task(server.serve(sockets=[bound]))
         while not (server.started or serving.done()):
             await asyncio.sleep(_LOOK_EVERY_S)
-        ready()
+        ready(stop)
         await serving
         ending.cancel()
     service.preparer.close()
@@ -81,19 +85,21 @@ async def _end(service: Service, server: uvicorn.Server, told: asyncio.Event) ->
 
 
 @contextlib.contextmanager
-def _signals(told: asyncio.Event) -> Iterator[None]:
-    """While it lasts, SIGTERM and SIGINT set the event, where this is the thread that signals reach."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+def _signals(told: asyncio.Event) -> Iterator[Stop]:
+    """What sets the event; while it lasts, SIGTERM and SIGINT do, where this is the thread that signals reach."""
     loop = asyncio.get_running_loop()
 
-    def tell(_number: int, _frame: FrameType | None) -> None:
+    def stop() -> None:
         loop.call_soon_threadsafe(told.set)
 
-    before = {number: signal.signal(number, tell) for number in (signal.SIGTERM, signal.SIGINT)}
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {
+        number: signal.signal(number, lambda _number, _frame: stop()) for number in (signal.SIGTERM, signal.SIGINT)
+    }
     try:
-        yield
+        yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

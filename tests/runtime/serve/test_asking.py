@@ -1,0 +1,206 @@
+"""Turns at the one model: who waits is told, who goes away is no longer answered, who is one too many is refused."""
+
+import concurrent.futures
+import contextlib
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from medvlm.runtime.decoder import Decoder
+from numpy.typing import NDArray
+
+pytest.importorskip("uvicorn", reason="needs the extra serve")
+
+STEP_S = 0.05
+
+
+class Steps:
+    """Calls of the decoder, each of which takes at least `STEP_S`."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.begun = threading.Event()
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
+    steps, extend = Steps(), Decoder.extend
+
+    def slowed(decoder: Decoder, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        time.sleep(STEP_S)
+        steps.count += 1
+        steps.begun.set()
+        return extend(decoder, token_ids)
+
+    monkeypatch.setattr(Decoder, "extend", slowed)
+    return steps
+
+
+def post(server: Any, messages: Any, **parameters: Any) -> socket.socket:
+    """A question on a connection of its own."""
+    body = json.dumps({"messages": messages, **parameters}).encode()
+    connection = server.connect()
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    head += f"Content-Length: {len(body)}\r\n\r\n"
+    connection.sendall(head.encode() + body)
+    return connection
+
+
+def events(connection: socket.socket) -> Iterator[dict[str, Any]]:
+    """The events of a streamed reply, as they come."""
+    with connection.makefile("rb") as lines:
+        for line in lines:
+            if line.startswith(b"data: {"):
+                yield json.loads(line[6:])
+            if line.startswith((b"data: [DONE]", b'data: {"error"')):
+                return
+
+
+def eventually(true: Callable[[], bool], within_s: float = 5.0) -> bool:
+    deadline = time.monotonic() + within_s
+    while not true() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return true()
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_away_stops_its_answer_within_a_token(
+    serving: Any, asked: list[Any], steps: Steps, stream: bool
+) -> None:
+    with serving() as server:
+        connection = post(server, asked[0].messages, stream=stream)
+        assert eventually(lambda: steps.count >= 3)
+        connection.close()
+        before = steps.count
+        assert eventually(lambda: server.service.line.idle)
+        assert steps.count <= before + 2, "the call that ran, and one between"
+        time.sleep(4 * STEP_S)
+        assert steps.count <= before + 2
+        assert server.chat(asked[0].messages).status == 200
+
+
+def test_a_client_that_goes_away_while_it_waits_is_never_answered(serving: Any, asked: list[Any], steps: Steps) -> None:
+    with serving() as server:
+        first = post(server, asked[0].messages, stream=True)
+        assert steps.begun.wait(10)
+        second = post(server, asked[1].messages)
+        assert eventually(lambda: server.service.line.length == 1)
+        second.close()
+        assert eventually(lambda: server.service.line.length == 0)
+        answered = list(events(first))
+        assert answered[-1]["choices"][0]["finish_reason"] == "stop"
+        assert server.service.line.idle
+        first.close()
+
+
+def test_who_waits_is_told_its_place(serving: Any, asked: list[Any], steps: Steps) -> None:
+    with serving() as server, contextlib.ExitStack() as held:
+        connections = []
+        for one in asked[:3]:
+            connections.append(held.enter_context(post(server, one.messages, stream=True)))
+            assert eventually(
+                lambda: server.service.line.length == max(0, len(connections) - 1) and steps.begun.is_set()
+            )
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            replies = list(pool.map(lambda connection: list(events(connection)), connections))
+        queues = [
+            [event["medvlm"]["queue"] for event in reply if "queue" in event.get("medvlm", {})] for reply in replies
+        ]
+        assert queues[0] == []
+        for place in (1, 2):
+            positions = [queue["position"] for queue in queues[place]]
+            assert positions[0] == place
+            assert positions == sorted(positions, reverse=True)
+            assert all(queue["wait_s"] >= 0 for queue in queues[place])
+            # A chunk of a place is one without choices: OpenAI's clients know those.
+            assert all(event["choices"] == [] for event in replies[place] if "queue" in event.get("medvlm", {}))
+            assert replies[place][-1]["medvlm"]["choice"]
+
+
+def test_one_too_many_is_told_when_to_try_again(serving: Any, asked: list[Any], steps: Steps) -> None:
+    with serving(queue=1) as server, post(server, asked[0].messages), post(server, asked[1].messages):
+        assert eventually(lambda: server.service.line.length == 1)
+        for _ in range(2):
+            reply = server.chat(asked[2].messages)
+            assert (reply.status, reply.error["code"]) == (429, "queue_full")
+            assert reply.error["type"] == "rate_limit_error"
+            assert int(reply.headers["Retry-After"]) >= 1
+        assert eventually(lambda: server.service.line.idle, 20)
+        assert server.chat(asked[2].messages).status == 200
+
+
+def test_who_waited_too_long_is_refused(serving: Any, asked: list[Any], steps: Steps) -> None:
+    with serving(wait_s=0.3) as server, post(server, asked[0].messages) as first:
+        assert steps.begun.wait(10)
+        started = time.monotonic()
+        reply = server.chat(asked[1].messages)
+        assert (reply.status, reply.error["code"]) == (429, "waited_too_long")
+        assert 0.2 < time.monotonic() - started < 5
+        with post(server, asked[1].messages, stream=True) as connection:
+            *_, last = events(connection)
+        assert last["error"]["code"] == "waited_too_long"
+        assert first.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+
+def test_stopping_finishes_the_answer_begun_and_refuses_the_others(
+    serving: Any, asked: list[Any], steps: Steps
+) -> None:
+    with serving() as server, post(server, asked[0].messages, stream=True) as running:
+        assert steps.begun.wait(10)
+        with post(server, asked[1].messages) as waiting:
+            assert eventually(lambda: server.service.line.length == 1)
+            server.stop()
+            assert waiting.recv(65536).startswith(b"HTTP/1.1 503 ")
+        refused = server.chat(asked[2].messages)
+        assert (refused.status, refused.error["code"]) == (503, "stopping")
+        assert server.send("GET", "/healthz").status == 503
+        *_, last = events(running)
+        assert last["medvlm"]["choice"]
+        server.thread.join(10)
+        assert not server.thread.is_alive()
+        with pytest.raises(ConnectionRefusedError):
+            server.connect()
+
+
+def test_a_second_stop_ends_the_answer_within_a_token(serving: Any, asked: list[Any], steps: Steps) -> None:
+    with serving() as server, post(server, asked[0].messages, stream=True):
+        assert eventually(lambda: steps.count >= 2)
+        server.stop()
+        time.sleep(2 * STEP_S)
+        before = steps.count
+        server.stop()
+        server.thread.join(10)
+        assert not server.thread.is_alive()
+        assert steps.count < before + 15, "a whole answer takes more"
+
+
+def test_a_reader_that_reads_nothing_holds_up_nobody(serving: Any, asked: list[Any], steps: Steps) -> None:
+    with serving(chunk_s=1.0) as server:
+        lazy = post(server, asked[0].messages, stream=True)
+        assert steps.begun.wait(10)
+        assert server.chat(asked[1].messages).status == 200
+        lazy.close()
+
+
+def test_a_failure_is_told_and_the_next_question_answered(
+    serving: Any, asked: list[Any], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("the patient is DOE^JOHN")
+
+    with serving() as server:
+        with monkeypatch.context() as patch:
+            patch.setattr(Decoder, "prefill", fail)
+            reply = server.chat(asked[0].messages)
+            with post(server, asked[0].messages, stream=True) as connection:
+                *_, last = events(connection)
+        assert (reply.status, reply.error["type"]) == (500, "server_error")
+        assert last["error"]["type"] == "server_error"
+        assert server.chat(asked[0].messages).status == 200
+        assert server.send("GET", "/healthz").status == 200
+    assert "DOE" not in capfd.readouterr().err
