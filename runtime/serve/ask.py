@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import io
+import re
 from contextlib import ExitStack
 from typing import Any
 
@@ -101,26 +102,35 @@ def _read_images(form: Form, service: Service) -> tuple[ImagePart, ...]:
 
 
 def _read_form_view(form: Form) -> View:
-    frame = _number(form, "frame", int)
-    return read_view(form.text("window") or None, None if frame is None else int(frame), form.text("montage") or None)
+    return read_view(form.text("window") or None, _whole(form, "frame"), form.text("montage") or None)
 
 
 def _read_decoding(form: Form) -> Decoding:
-    tokens, seed = _number(form, "max_new_tokens", int), _number(form, "seed", int)
-    temperature, top_p = _number(form, "temperature", float), _number(form, "top_p", float)
+    tokens, top_p = _whole(form, "max_new_tokens"), _number(form, "top_p")
     return make_decoding(
-        DEFAULT_MAX_NEW_TOKENS if tokens is None else int(tokens),
-        temperature or 0.0,
+        DEFAULT_MAX_NEW_TOKENS if tokens is None else tokens,
+        _number(form, "temperature") or 0.0,
         1.0 if top_p is None else top_p,
-        None if seed is None else int(seed),
+        _whole(form, "seed"),
     )
 
 
-def _number(form: Form, name: str, kind: type[int] | type[float]) -> int | float | None:
-    text = form.text(name)
-    if text is None or not text.strip():
+def _whole(form: Form, name: str) -> int | None:
+    """The whole number in a field; None where it is empty or not there."""
+    text = (form.text(name) or "").strip()
+    if not text:
+        return None
+    if not re.fullmatch("-?[0-9]{1,19}", text) or abs(int(text)) >= 2**63:
+        raise ApiError(400, f"{name} is not a whole number", param=name)
+    return int(text)
+
+
+def _number(form: Form, name: str) -> float | None:
+    """The number in a field; None where it is empty or not there."""
+    text = (form.text(name) or "").strip()
+    if not text:
         return None
     try:
-        return kind(text)
+        return float(text)
     except ValueError:
         raise ApiError(400, f"{name} is not a number", param=name) from None

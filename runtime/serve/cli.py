@@ -1,6 +1,7 @@
 """The `medvlm serve` command."""
 
 import importlib.util
+import logging
 import secrets
 import ssl
 from pathlib import Path
@@ -75,6 +76,8 @@ def serve(
     questions and answers are kept in memory alone.
     """
     _check_installed()
+    # Libraries' warnings may quote what they choke on.
+    logging.disable()
     access = _read_access(host, port, token, tls_cert, tls_key, names)
     limits = Limits(queue=max_queue, wait_s=max_wait, images=max_images, body_bytes=max_body_mb * 2**20)
     from .server import open_socket
