@@ -45,10 +45,10 @@ export async function follow(entry, info, signal, changed) {
  * @param {import("./types.js").Info} info
  */
 async function written(entry, info) {
-  const images = entry.images.map(async (item) => {
-    const view = item.viewToAsk;
+  const images = entry.images.map(async (item, index) => {
+    const view = entry.shots[index].asked;
     const url = await dataUri(item.file);
-    return { type: "image_url", image_url: view && Object.keys(view).length ? { url, view } : { url } };
+    return { type: "image_url", image_url: Object.keys(view).length ? { url, view } : { url } };
   });
   const content = [...(await Promise.all(images)), { type: "text", text: writtenQuestion(entry.question) }];
   return { model: info.model, messages: [{ role: "user", content }], temperature: 0 };

@@ -33,6 +33,8 @@ export class ImageItem extends EventTarget {
   #made = new Map();
   /** @type {Promise<void> | null} */
   #following = null;
+  /** Pictures that stand in the session, which needs them as long as the page is open. @type {Set<string>} */
+  #reported = new Set();
   #shown = "";
   /** @type {Wanted} what is shown */
   #last = { ...AS_THE_FILE_SAYS };
@@ -85,25 +87,37 @@ export class ImageItem extends EventTarget {
     this.#changed();
   }
 
-  /** How the model is to see it; null for what is no DICOM. @returns {import("./types.js").View | null} */
-  get viewToAsk() {
-    if (!this.preview?.dicom) return null;
-    const view = this.#viewOf(this.#asked);
-    return this.preview.frames > 1 ? { ...view, frame: this.wanted.frame } : view;
-  }
-
-  /** The picture that the model is asked about. @returns {Promise<import("./types.js").Shot>} */
+  /**
+   * The picture that the model is asked about, and how it is to be made of the file.
+   *
+   * @returns {Promise<import("./types.js").Shot>}
+   */
   async shot() {
     await this.settled();
     if (this.preview === null) throw this.failure ?? new Failure("broken", "The image was not read", "Choose it again.");
-    const { preview, url } = await this.#make(this.#viewOf(this.#asked));
-    const { width, height, notes } = preview;
-    return { name: this.name, url, width, height, view: this.#inWords(preview), notes };
+    const { askAsShown, preview } = this;
+    const shown = { ...this.wanted };
+    const asked = askAsShown ? shown : { ...shown, window: null, preset: "" };
+    const view = this.#viewOf(asked);
+    const made = await this.#make(view);
+    this.#reported.add(made.url);
+    const { width, height, notes } = made.preview;
+    return {
+      name: this.name,
+      url: made.url,
+      width,
+      height,
+      notes,
+      view: preview.dicom ? inWords(asked, made.preview) : "",
+      asked: preview.frames > 1 ? { ...view, frame: asked.frame } : view,
+      shown,
+      askAsShown,
+    };
   }
 
-  /** What is wanted, with the file's own window where the model is not to see the one shown. */
-  get #asked() {
-    return this.askAsShown ? this.wanted : { ...this.wanted, window: null, preset: "" };
+  /** Let go of all pictures: nothing will show them again. */
+  close() {
+    for (const { url } of this.#made.values()) URL.revokeObjectURL(url);
   }
 
   async #follow() {
@@ -137,11 +151,20 @@ export class ImageItem extends EventTarget {
     const known = this.#made.get(key);
     if (known) return known;
     const preview = await getPreview(this.file, view);
-    const bytes = Uint8Array.from(atob(preview.png), (character) => character.charCodeAt(0));
-    const made = { preview: { ...preview, png: "" }, url: URL.createObjectURL(new Blob([bytes], { type: "image/png" })) };
+    const url = URL.createObjectURL(new Blob([bytesOf(preview.png)], { type: "image/png" }));
+    const made = { preview: { ...preview, png: "" }, url };
     this.#made.set(key, made);
-    if (this.#made.size > MOST_KEPT) this.#made.delete(this.#made.keys().next().value ?? "");
+    this.#forgetOldest();
     return made;
+  }
+
+  #forgetOldest() {
+    for (const [key, { url }] of this.#made) {
+      if (this.#made.size <= MOST_KEPT) return;
+      if (url === this.url || this.#reported.has(url)) continue;
+      URL.revokeObjectURL(url);
+      this.#made.delete(key);
+    }
   }
 
   /**
@@ -155,21 +178,30 @@ export class ImageItem extends EventTarget {
     };
   }
 
-  /** @param {import("./types.js").Preview} preview */
-  #inWords(preview) {
-    if (!preview.dicom) return "";
-    const { window, preset, frame } = this.#asked;
-    const name = preset ? `${preset} window` : window ? "window" : "the file’s own window";
-    const shown = preview.window;
-    return [
-      preview.frames > 1 ? `frame ${frame} of ${preview.frames}` : "",
-      shown ? `${name}, center ${shown[0]}, width ${shown[1]}` : "",
-    ]
-      .filter(Boolean)
-      .join(", ");
-  }
-
   #changed() {
     this.dispatchEvent(new Event("change"));
   }
+}
+
+/**
+ * @param {Wanted} wanted
+ * @param {import("./types.js").Preview} preview
+ */
+function inWords({ window, preset, frame }, preview) {
+  const name = preset ? `${preset} window` : window ? "window" : "the file’s own window";
+  const shown = preview.window;
+  return [
+    preview.frames > 1 ? `frame ${frame} of ${preview.frames}` : "",
+    shown ? `${name}, center ${shown[0]}, width ${shown[1]}` : "",
+  ]
+    .filter(Boolean)
+    .join(", ");
+}
+
+/** @param {string} base64 */
+function bytesOf(base64) {
+  const text = atob(base64);
+  const bytes = new Uint8Array(text.length);
+  for (let index = 0; index < text.length; index++) bytes[index] = text.charCodeAt(index);
+  return bytes;
 }

@@ -170,7 +170,7 @@ function update() {
   if (focused) (busy ? stop : ask).focus();
   const again = viewer.items.length > 0 && session.entries.some((entry) => sameImages(entry.images, viewer.items));
   setText(ask, again ? "Ask again" : "Ask");
-  const hint = viewer.items.length === 0 ? "No image yet" : again ? "Same image: sooner" : "Ctrl + Enter";
+  const hint = viewer.items.length === 0 ? "No image yet" : again ? `Same ${viewer.items.length > 1 ? "images" : "image"}: sooner` : "Ctrl + Enter";
   setText(byId("ask-hint"), busy ? "Esc stops" : hint);
   const selected = session.selected;
   const same = selected && writtenQuestion(selected.question) === writtenQuestion(editor.question);
@@ -184,7 +184,21 @@ function sameImages(one, other) {
   return one.length === other.length && one.every((item, index) => item === other[index]);
 }
 
+/** @type {Set<ImageItem>} */
+const open = new Set();
+
+/** Let go of images that nothing shows and no answer is about. */
+function closeImages() {
+  for (const item of viewer.items) open.add(item);
+  for (const item of open) {
+    if (viewer.items.includes(item) || session.entries.some((entry) => entry.images.includes(item))) continue;
+    item.close();
+    open.delete(item);
+  }
+}
+
 viewer.addEventListener("change", () => {
+  if (!running) closeImages();
   // An answer never stands beside an image that it is not about.
   if (session.selected && !sameImages(session.selected.images, viewer.items)) session.select(null);
   update();
@@ -204,7 +218,12 @@ session.addEventListener("select", () => {
 editor.addEventListener("change", update);
 session.addEventListener("pick", () => {
   if (!session.selected) return;
-  editor.setQuestion(session.selected.question);
+  const { images, question, shots } = session.selected;
+  images.forEach((item, index) => {
+    item.setAskAsShown(shots[index].askAsShown);
+    item.show(shots[index].shown);
+  });
+  editor.setQuestion(question);
   editor.fold(ask);
 });
 watch.addEventListener("change", () => {

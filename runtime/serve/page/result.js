@@ -2,7 +2,7 @@
 
 import { byId, make, setText } from "./dom.js";
 import { drawTimings } from "./timings.js";
-import { cautions, letterOf, marginInWords, percent, withoutTags } from "./words.js";
+import { cautions, isClose, letterOf, marginInWords, percent, withoutTags } from "./words.js";
 
 /** Follows one entry. Places are kept free for what is still to come, so that nothing moves while text arrives. */
 export class Result {
@@ -43,8 +43,9 @@ export class Result {
     drawBars(this.bars, entry);
     drawTimings(byId("timings"), entry);
     const said = entry.outcome ? cautions(entry.outcome.flags, entry.finish) : [];
-    const notes = entry.outcome?.notes ?? [];
-    byId("cautions").replaceChildren(...[...said, ...notes].map((text) => make("li", { text })));
+    const items = said.map((text) => make("li", { class: "caution", text }));
+    if (entry.outcome) items.push(...notes(entry).map((text) => make("li", { text })));
+    byId("notes").replaceChildren(...items);
   }
 
   /** @param {import("./types.js").Entry} entry */
@@ -52,6 +53,8 @@ export class Result {
     const { letter, text, detail } = answerInWords(entry);
     setText(byId("letter"), letter);
     setText(byId("answer-text"), text);
+    byId("answer-text").title = text;
+    byId("margin").classList.toggle("close", isClose(entry.outcome?.options ?? {}));
     if (!isRunning(entry)) setText(byId("margin"), detail);
     else this.#tick();
   }
@@ -97,6 +100,13 @@ export function answerInWords(entry) {
   const options = entry.outcome?.options ?? {};
   const text = entry.question.options[choice.charCodeAt(0) - 65] ?? "";
   return { letter: choice, text, detail: marginInWords(options) };
+}
+
+/** What was asked about, and what the server says of it. @param {import("./types.js").Entry} entry */
+function notes({ shots, outcome }) {
+  const numbered = shots.length > 1;
+  const views = shots.map(({ view }, index) => view && `Asked about ${numbered ? `image ${index + 1}: ` : ""}${view}`);
+  return [...views.filter(Boolean), ...(outcome?.notes ?? [])];
 }
 
 /** @param {import("./types.js").Entry} entry */

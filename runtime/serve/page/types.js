@@ -31,7 +31,10 @@
  * @property {number} width
  * @property {number} height
  * @property {string} view in words; empty for what is no DICOM
+ * @property {View} asked the same for the server; empty for what is no DICOM
  * @property {string[]} notes
+ * @property {import("./image_item.js").Wanted} shown how it was shown then
+ * @property {boolean} askAsShown
  *
  * @typedef {object} Timings Seconds, as `medvlm ask --json` gives them.
  * @property {number} preprocess_s

@@ -33,6 +33,19 @@ export function seconds(seconds) {
   return seconds < 10 ? `${seconds.toFixed(2)} s` : `${seconds.toFixed(1)} s`;
 }
 
+// Points by which an option must lead to be preferred at all.
+const CLOSE = 15;
+
+/**
+ * Whether two options are nearly as likely.
+ *
+ * @param {Record<string, number>} options letter -> probability
+ */
+export function isClose(options) {
+  const [most, next] = Object.values(options).sort((one, other) => other - one);
+  return next !== undefined && 100 * (most - next) < CLOSE;
+}
+
 /**
  * How far the first option is ahead of the second, in words.
  *
@@ -45,7 +58,7 @@ export function marginInWords(options) {
   const lead = 100 * (most - next);
   const whole = Math.round(lead);
   const points = lead > 99 ? "more than 99 points" : lead < 1 ? "less than a point" : `${whole} ${whole === 1 ? "point" : "points"}`;
-  const kind = lead < 15 ? "Nearly undecided" : lead < 40 ? "Slight preference" : lead < 80 ? "Preference" : "Clear preference";
+  const kind = lead < CLOSE ? "Nearly undecided" : lead < 40 ? "Slight preference" : lead < 80 ? "Preference" : "Clear preference";
   return `${kind}: ${first} ${points} ahead of ${second}`;
 }
 

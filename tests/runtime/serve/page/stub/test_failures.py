@@ -74,7 +74,7 @@ def test_a_server_that_goes_while_nobody_asks_is_noticed(open_page: Callable[...
 
 
 def test_the_token_comes_by_the_link_and_is_out_of_the_address(open_page: Callable[..., Any], stub: Any) -> None:
-    stub.token = "a-secret-of-some-length"
+    stub.bearer = "a-secret-of-some-length"
     page = open_page("#token=a-secret-of-some-length")
     expect(page.locator("#model-name")).to_contain_text("INT4")
     assert page.url == stub.url
@@ -83,7 +83,7 @@ def test_the_token_comes_by_the_link_and_is_out_of_the_address(open_page: Callab
 
 
 def test_without_the_token_it_is_asked_for(open_page: Callable[..., Any], stub: Any) -> None:
-    stub.token = "a-secret-of-some-length"
+    stub.bearer = "a-secret-of-some-length"
     page = open_page()
     expect(page.locator("#failure-title")).to_have_text("The server wants its access token")
     page.fill("#token", "a-secret-of-some-length")

@@ -156,9 +156,7 @@ def test_an_answer_never_stands_beside_an_image_that_it_is_not_about(
     assert "chest.png" in page.inner_text(".tile")
 
 
-def test_a_question_without_options_has_its_text_as_answer(
-    open_page: Callable[..., Any], stub: Any, drop: Any
-) -> None:
+def test_a_question_without_options_has_its_text_as_answer(open_page: Callable[..., Any], stub: Any, drop: Any) -> None:
     page = open_page()
     told = {**NODULE["medvlm"], "choice": None, "options": {}}
     stub.answers = [{**NODULE, "content": ["A frontal", " X-ray <b>of the chest</b>."], "medvlm": told}]
@@ -170,9 +168,7 @@ def test_a_question_without_options_has_its_text_as_answer(
     assert page.is_hidden("#bars")
 
 
-def test_what_is_unusual_about_an_answer_is_said_in_words(
-    open_page: Callable[..., Any], stub: Any, ask: Any
-) -> None:
+def test_what_is_unusual_about_an_answer_is_said_in_words(open_page: Callable[..., Any], stub: Any, ask: Any) -> None:
     page = open_page()
     told = {**NODULE["medvlm"], "choice": None, "flags": ["ambiguous"], "notes": ["the image has 2 frames"]}
     stub.answers = [{**NODULE, "medvlm": told}]
@@ -180,7 +176,7 @@ def test_what_is_unusual_about_an_answer_is_said_in_words(
     done(page)
     assert page.inner_text("#letter") == "?"
     assert page.inner_text("#answer-text") == "No option can be read from the answer"
-    cautions = page.inner_text("#cautions")
+    cautions = page.inner_text("#notes")
     assert "several letters at once" in cautions
     assert "the image has 2 frames" in cautions
 

@@ -55,7 +55,7 @@ def test_the_report_has_what_a_record_needs(open_page: Callable[..., Any], stub:
     for part in (
         "not a medical device",
         "knows only drawings",
-        "ct.dcm, 128 × 128, frame 1 of 3, bone window, center 400, width 1800",
+        "frame 1 of 3, bone window, center 400, width 1800",
         "What kind of irregularity can be observed in the presented image?",
         "Lung nodule",
         "> 99.9 %",

@@ -7,12 +7,15 @@ import pytest
 from playwright.sync_api import expect
 
 axe_module = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python")
-RULES = {"runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}}
+RULES = {
+    "runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
+}
 
 FOCUSED = """() => {
   const element = document.activeElement;
   const { outlineStyle, outlineWidth } = getComputedStyle(element);
-  return [element.id || element.className || element.nodeName, outlineStyle !== "none" && parseFloat(outlineWidth) >= 2];
+  const name = element.id || element.className || element.nodeName;
+  return [name, outlineStyle !== "none" && parseFloat(outlineWidth) >= 2];
 }"""
 
 
@@ -51,7 +54,7 @@ def test_axe_finds_nothing_in_any_state(
     page.click("#ask")
     page.wait_for_selector("#token-form", state="visible")
     found["failure"] = violations(page)
-    assert found == dict.fromkeys(found, [])
+    assert found == {state: [] for state in found}
 
 
 def test_everything_can_be_done_by_keyboard(open_page: Callable[..., Any], stub: Any, drop: Any) -> None:
@@ -101,7 +104,17 @@ def test_every_stop_of_the_tab_key_shows_where_it_is_and_has_a_name(
             break
         seen.append(name)
         assert outlined or name == "BODY", name
-    for wanted in ("print", "theme", "choose", "zoom-in", "frame", "window-center", "question-text", "ask", "reasoning"):
+    for wanted in (
+        "print",
+        "theme",
+        "choose",
+        "zoom-in",
+        "frame",
+        "window-center",
+        "question-text",
+        "ask",
+        "reasoning",
+    ):
         assert wanted in seen
 
 
