@@ -226,11 +226,16 @@ session.addEventListener("pick", () => {
   editor.setQuestion(question);
   editor.fold(ask);
 });
-watch.addEventListener("change", () => {
-  if (watch.state === "gone") return announce("The server does not answer");
+watch.addEventListener("gone", () => announce("The server does not answer"));
+watch.addEventListener("back", () => {
   if (shownFailure()?.kind === "gone") showFailure(null);
-  announce("The server answers");
-  if (info === null) void loadInfo();
+  announce("The server answers again");
+  // It may serve another bundle now.
+  void loadInfo();
+});
+window.addEventListener("hashchange", () => {
+  takeTokenFromAddress();
+  void loadInfo();
 });
 byId("question").addEventListener("submit", (event) => {
   event.preventDefault();

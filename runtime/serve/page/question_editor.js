@@ -79,7 +79,7 @@ export class QuestionEditor extends EventTarget {
    * @param {string} value
    */
   #insert(index, value) {
-    const input = make("input", { attributes: { type: "text" } });
+    const input = make("input", { attributes: { type: "text", placeholder: "Optional" } });
     input.value = value;
     const remove = make("button", { class: "quiet icon", text: "×", attributes: { type: "button" } });
     const row = make("div", { class: "option" }, make("span", { class: "mark", attributes: { "aria-hidden": "true" } }), input, remove);

@@ -8,7 +8,7 @@ const EVERY_MS_WHILE_GONE = 1500;
 
 /** @typedef {"waiting" | "ready" | "gone"} ServerState */
 
-/** Sends "change" when the state is another. */
+/** Sends "gone" when the server went away, and "back" when it is there again. */
 export class ServerWatch extends EventTarget {
   /** @type {ServerState} */
   state = "waiting";
@@ -25,9 +25,11 @@ export class ServerWatch extends EventTarget {
   /** @param {ServerState} state */
   set(state) {
     if (state === this.state) return;
+    const before = this.state;
     this.state = state;
     byId("server-state").dataset.state = state;
     setText(byId("server-state-text"), { waiting: "Connecting", ready: "Ready", gone: "Server gone" }[state]);
-    this.dispatchEvent(new Event("change"));
+    if (state === "gone") this.dispatchEvent(new Event("gone"));
+    else if (before === "gone") this.dispatchEvent(new Event("back"));
   }
 }

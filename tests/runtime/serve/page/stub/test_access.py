@@ -156,6 +156,46 @@ def test_options_are_added_and_removed_with_their_letters_in_order(open_page: Ca
     assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "Option A"
 
 
+def test_dark_and_light_follow_the_system_until_the_button_says_otherwise(open_page: Callable[..., Any]) -> None:
+    page = open_page(color_scheme="dark")
+    dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.emulate_media(color_scheme="light")
+    expect(page.locator("html")).to_have_attribute("data-theme", "light")
+    light = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert sum(map(int, dark[4:-1].split(","))) < 100 < 600 < sum(map(int, light[4:-1].split(",")))
+    page.click("#theme")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == dark
+    page.emulate_media(color_scheme="dark")
+    page.emulate_media(color_scheme="light")
+    page.wait_for_timeout(100)
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == dark
+
+
+@pytest.mark.parametrize(("width", "height"), [(1024, 768), (640, 360)])
+def test_what_is_asked_and_answered_is_reached_on_smaller_screens(
+    open_page: Callable[..., Any], stub: Any, drop: Any, ask: Any, width: int, height: int
+) -> None:
+    page = open_page()
+    page.set_viewport_size({"width": width, "height": height})
+    drop(page, "ct.dcm")
+    ask(page, stub.answers[0])
+    page.wait_for_selector("#result[data-phase=done]")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    for part in (".tile", "#ask", "#letter", "#reasoning", "#timings", "#session-list"):
+        page.locator(part).evaluate("(each) => each.scrollIntoView({ block: 'center' })")
+        expect(page.locator(part)).to_be_in_viewport()
+        # What is at its middle is itself: nothing lies over it.
+        found = page.locator(part).evaluate(
+            """(each) => {
+              const box = each.getBoundingClientRect();
+              const [x, y] = [box.x + box.width / 2, box.y + Math.min(box.height, innerHeight / 2) / 2];
+              return each.contains(document.elementFromPoint(x, y));
+            }"""
+        )
+        assert found, part
+    expect(page.locator("#notice")).to_be_in_viewport()
+
+
 def test_the_page_fits_a_small_screen_without_scrolling(
     open_page: Callable[..., Any], stub: Any, drop: Any, ask: Any
 ) -> None:

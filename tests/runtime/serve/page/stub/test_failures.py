@@ -60,9 +60,12 @@ def test_a_server_that_went_away_is_noticed_and_so_is_its_return(open_page: Call
     expect(page.locator("#server-state-text")).to_have_text("Server gone")
     expect(page.locator("#failure-title")).to_have_text("The medvlm server does not answer")
     assert page.input_value("#question-text") == QUESTION
+    # It is started again with another bundle.
+    stub.demo = False
     stub.start(port)
     page.wait_for_selector("#server-state[data-state=ready]")
     assert page.is_hidden("#failure")
+    expect(page.locator("#demo-notice")).to_be_hidden()
     page.click("#ask")
     page.wait_for_selector("#result[data-phase=done]")
 

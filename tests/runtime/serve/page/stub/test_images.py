@@ -111,6 +111,26 @@ def test_presets_and_numbers_set_the_window_and_the_files_own_comes_back(
     assert np.array_equal(shown(page), decoded(ct))
 
 
+def test_a_window_that_is_refused_is_told_and_what_was_shown_stays(
+    open_page: Callable[..., Any], stub: Any, drop: Any, ct: bytes
+) -> None:
+    pydicom = pytest.importorskip("pydicom", reason="needs the extra dicom")
+    dataset, mr = pydicom.dcmread(io.BytesIO(ct)), io.BytesIO()
+    dataset.Modality = "MR"
+    pydicom.dcmwrite(mr, dataset)
+    page = open_page()
+    drop(page, "mr.dcm", content=mr.getvalue())
+    page.click("#presets >> text=Lung")
+    # The presets are windows of Hounsfield units, which an MRI has not.
+    expect(page.locator("#viewer-failure")).to_contain_text("CT")
+    assert np.array_equal(shown(page), decoded(mr.getvalue()))
+    assert ask_anything(page, stub)["view"] == {"frame": 1}
+    page.fill("#window-center", "300")
+    page.press("#window-center", "Enter")
+    expect(page.locator("#viewer-failure")).to_be_hidden()
+    assert np.array_equal(shown(page), decoded(mr.getvalue(), "300,2000"))
+
+
 def test_while_a_window_is_dragged_its_picture_is_approximated_at_once(
     open_page: Callable[..., Any], drop: Any, ct: bytes
 ) -> None:

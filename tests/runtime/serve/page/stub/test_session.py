@@ -31,6 +31,27 @@ def test_an_earlier_question_comes_back_with_its_image_and_answer(open_page: Cal
     assert page.locator("#session-list button").last.get_attribute("aria-current") == "true"
 
 
+def test_an_earlier_question_comes_back_in_the_view_that_was_asked_about(
+    open_page: Callable[..., Any], stub: Any, drop: Any
+) -> None:
+    page = open_page()
+    drop(page, "ct.dcm")
+    page.click("#presets >> text=Bone")
+    ask_and_wait(page, "What is it?")
+    page.locator(".tile").focus()
+    page.keyboard.press("PageDown")
+    page.click("#presets >> text=Lung")
+    expect(page.locator("#notes")).to_contain_text("Asked about frame 1 of 3, bone window, center 400, width 1800")
+    page.click("#session-list button")
+    expect(page.locator(".tile .frame")).to_have_text("1 / 3")
+    expect(page.locator(".tile .window")).to_contain_text("bone")
+    page.click("#ask")
+    expect(page.locator("#session-list li")).to_have_count(2)
+    page.wait_for_selector("#result[data-phase=done]")
+    views = [asked["messages"][0]["content"][0]["image_url"]["view"] for asked in stub.requests]
+    assert views == [{"window": "bone", "frame": 1}] * 2
+
+
 def test_a_reload_loses_the_session_and_nothing_is_stored(open_page: Callable[..., Any], stub: Any, drop: Any) -> None:
     page = open_page()
     drop(page, "chest.png")
