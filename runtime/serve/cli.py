@@ -16,6 +16,8 @@ from .settings import LOOPBACK_NAMES, Access, Limits, Settings, check_token, hos
 
 _PACKAGES = ("starlette", "uvicorn", "python_multipart", "prometheus_client")
 _DEFAULTS = Limits()
+# Every address of the machine: no client calls it so.
+_ANY = ("0.0.0.0", "[::]")  # noqa: S104
 
 
 @click.command(cls=ErrorCommand)
@@ -135,14 +137,14 @@ def _say_where(access: Access, port: int, *, made: bool) -> None:
     """Print the page's address, and what a person should know about who can reach it."""
     scheme = "https" if access.secure else "http"
     # A token in a fragment is sent nowhere: the page takes it from there.
-    fragment = f"/#token={access.token}" if access.token and made else "/"
-    shown = next(iter(sorted(access.names - {*LOOPBACK_NAMES, "0.0.0.0", "[::]"})), "127.0.0.1")  # noqa: S104
-    click.echo(
-        f"Serving at {scheme}://{shown if not is_loopback(access.host) else host_name(access.host)}:{port}{fragment}"
-    )
-    if not is_loopback(access.host) and not access.secure:
-        click.echo(
-            "Warning: others can reach this address, and without TLS they can read what is sent; give --tls-cert "
-            "and --tls-key",
-            err=True,
-        )
+    fragment = f"#token={access.token}" if access.token and made else ""
+    others = sorted(access.names - {*LOOPBACK_NAMES, *_ANY})
+    address = host_name(access.host)
+    shown = others[0] if others else "127.0.0.1"
+    click.echo(f"Serving at {scheme}://{address if is_loopback(access.host) else shown}:{port}/{fragment}")
+    if is_loopback(access.host):
+        return
+    if not others:
+        click.echo("Warning: clients elsewhere are refused until --allow-host names what they call this by", err=True)
+    if not access.secure:
+        click.echo("Warning: without --tls-cert and --tls-key, others on the network can read what is sent", err=True)

@@ -3,10 +3,16 @@
 import base64
 import contextlib
 import http.client
+import io
 import json
+import os
+import re
+import signal
 import socket
+import subprocess
+import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,9 +175,69 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> list[Asked]:
 @pytest.fixture(scope="session")
 def large_png() -> bytes:
     """Noise of 6 MB, which no compression makes smaller."""
-    import io
-
     content = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (1500, 1400, 3), np.uint8)).save(content, "PNG")
     assert load_image(content.getvalue()).pixels.size == (1400, 1500)
     return content.getvalue()
+
+
+PROGRAM = "from medvlm.runtime.cli import main; main()"
+
+
+@dataclass(frozen=True)
+class Process:
+    """A server, and where it says that it is."""
+
+    popen: subprocess.Popen[str]
+    port: int
+    said: str
+
+    def send(self, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        with contextlib.closing(connection):
+            connection.request(method, path, body, headers)
+            response = connection.getresponse()
+            return response.status, response.read()
+
+    def chat(self, messages: Any, **parameters: Any) -> Any:
+        body = json.dumps({"messages": messages, **parameters}).encode()
+        status, content = self.send("POST", "/v1/chat/completions", body, **{"Content-Type": "application/json"})
+        assert status == 200, content
+        return json.loads(content)
+
+    def end(self, number: int = signal.SIGTERM) -> tuple[int, str]:
+        """Its exit code and all that it said after its address."""
+        self.popen.send_signal(number)
+        out, err = self.popen.communicate(timeout=60)
+        return self.popen.returncode, out + err
+
+
+Start = Callable[..., AbstractContextManager[Process]]
+
+
+@pytest.fixture(scope="session")
+def start(demo_bundle: Path) -> Start:
+    """Call it with options, and the words before the command if need be, for a server of its own."""
+
+    @contextlib.contextmanager
+    def started(
+        *words: str, before: Sequence[str] = (), environment: dict[str, str] | None = None
+    ) -> Iterator[Process]:
+        command = [*before, sys.executable, "-c", PROGRAM, "serve", str(demo_bundle), "--port", "0", "--threads", "1"]
+        with subprocess.Popen(
+            [*command, *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            env={**os.environ, **(environment or {})},
+        ) as popen:
+            assert popen.stdout is not None
+            line = popen.stdout.readline()
+            found = re.search(r":(\d+)/", line)
+            try:
+                assert found, line + (popen.stderr.read() if popen.stderr else "")
+                yield Process(popen, int(found[1]), line)
+            finally:
+                popen.kill()
+
+    return started
