@@ -31,6 +31,16 @@ _LONGEST_SIDE = 4096
 async def ask(service: Service, request: Request, held: ExitStack) -> Response:
     """Answer with the JSON of `medvlm ask --json`."""
     held.enter_context(service.questions.seat())
+    job = await _read(service, request)
+    held.enter_context(entered(service, request, job))
+    async for _ in wait_for_turn(service, job):
+        pass
+    answers = [event.answer async for event in job.events() if isinstance(event, Ended)]
+    return JSONResponse(dataclasses.asdict(answers[-1]))
+
+
+async def _read(service: Service, request: Request) -> Job:
+    """What is asked. The images' files are not kept while it waits."""
     form = await read_form(request, service.settings.limits)
     _check_names(form, ("image",), _ASK)
     images, question = _read_images(form, service), form.text("question")
@@ -40,12 +50,7 @@ async def ask(service: Service, request: Request, held: ExitStack) -> Response:
     # As from a file of Windows: a form sends its lines' ends so.
     turn = Turn(images, question.replace("\r\n", "\n").strip(), None)
     prepared, seconds = await service.preparer.prepare([turn])
-    job = Job(prepared, decoding, preprocess_s=seconds, client=client_of(request, form.text("user") or ""))
-    held.enter_context(entered(service, request, job))
-    async for _ in wait_for_turn(service, job):
-        pass
-    answers = [event.answer async for event in job.events() if isinstance(event, Ended)]
-    return JSONResponse(dataclasses.asdict(answers[-1]))
+    return Job(prepared, decoding, preprocess_s=seconds, client=client_of(request, form.text("user") or ""))
 
 
 async def preview(service: Service, request: Request, held: ExitStack) -> Response:

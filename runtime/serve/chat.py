@@ -1,5 +1,6 @@
 """POST /v1/chat/completions, and the models that there are."""
 
+import dataclasses
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from typing import Any
@@ -22,17 +23,7 @@ from .splitting import Part, ThinkSplitter
 async def chat(service: Service, request: Request, held: ExitStack) -> Response:
     """Answer in the form of OpenAI's chat protocol. held: what lasts until the response is sent."""
     held.enter_context(service.questions.seat())
-    body = await read_json(request, service.settings.limits)
-    asked = await service.preparer.run(read_chat, body, service.model, service.settings.limits)
-    prepared, seconds = await service.preparer.prepare(asked.turns, asked.system)
-    job = Job(
-        prepared,
-        asked.decoding,
-        answers=asked.answers,
-        stops=asked.stops,
-        preprocess_s=seconds,
-        client=client_of(request, asked.user),
-    )
+    job, asked = await _read(service, request)
     held.enter_context(entered(service, request, job))
     reply = Reply(service.model, service.bundle, asked.seed)
     if asked.stream:
@@ -44,6 +35,22 @@ async def chat(service: Service, request: Request, held: ExitStack) -> Response:
         if isinstance(event, Piece | Ended):
             said[event.index].take(event)
     return JSONResponse(reply.completion([one.ended() for one in said], [one.parts for one in said]))
+
+
+async def _read(service: Service, request: Request) -> tuple[Job, ChatRequest]:
+    """What is asked, without the images' files: they are not to be kept while it waits."""
+    body = await read_json(request, service.settings.limits)
+    asked = await service.preparer.run(read_chat, body, service.model, service.settings.limits)
+    prepared, seconds = await service.preparer.prepare(asked.turns, asked.system)
+    job = Job(
+        prepared,
+        asked.decoding,
+        answers=asked.answers,
+        stops=asked.stops,
+        preprocess_s=seconds,
+        client=client_of(request, asked.user),
+    )
+    return job, dataclasses.replace(asked, turns=())
 
 
 async def models(service: Service, request: Request, held: ExitStack) -> Response:

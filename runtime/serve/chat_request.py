@@ -114,12 +114,12 @@ def _read_decoding(body: dict[str, Any]) -> Decoding:
 
 def make_decoding(max_tokens: int, temperature: float, top_p: float, seed: int | None) -> Decoding:
     """seed: None draws one, so that asking again draws other tokens. Raises `InputError` for what is out of range."""
-    seed = secrets.randbelow(2**31) if seed is None else seed
-    return Decoding(max_tokens, Sampling(temperature, top_p=top_p, seed=seed if temperature else 0))
+    drawn = secrets.randbelow(2**31) if temperature else 0
+    return Decoding(max_tokens, Sampling(temperature, top_p=top_p, seed=drawn if seed is None else seed))
 
 
 def _read_stops(stops: Any) -> tuple[str, ...]:
-    found = [stops] if isinstance(stops, str) else stops or []
+    found = [stops] if isinstance(stops, str) else [] if stops is None else stops
     sound = isinstance(found, list) and all(isinstance(stop, str) and 0 < len(stop) <= _LONGEST_STOP for stop in found)
     if not sound or len(found) > _MOST_STOPS:
         raise ApiError(400, f"stop should be a text, or a list of at most {_MOST_STOPS} short ones", param="stop")

@@ -10,6 +10,7 @@ from typing import TypeAlias
 from ..decoding import Decoding
 from ..processor import Request
 from ..result import Answer
+from .decoded import pixel_bytes
 from .errors import ClientGone, stopping
 
 
@@ -62,7 +63,7 @@ class Job:
     ) -> None:
         self.request, self.decoding, self.answers, self.stops = request, decoding, answers, stops
         self.preprocess_s, self.client = preprocess_s, client
-        self.nbytes = sum(3 * one.image.pixels.width * one.image.pixels.height for one in request.images)
+        self.nbytes = sum(pixel_bytes(picture.image) for picture in request.images)
         self.cancelled = threading.Event()
         self.entered = time.monotonic()
         self._loop = asyncio.get_running_loop()

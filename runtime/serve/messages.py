@@ -34,11 +34,12 @@ def read_messages(messages: Any, limits: Limits) -> tuple[str | None, tuple[Turn
     """The system message, None where there is none, and the turns, the last of which is to be answered."""
     if not isinstance(messages, list) or not messages or not all(isinstance(one, dict) for one in messages):
         raise ApiError(400, "messages should be a list of at least one message", param="messages")
-    system, turns = _Texts(), _Turns(limits)
+    system: list[str] = []
+    turns = _Turns(limits)
     for message in messages:
         role, content = message.get("role"), message.get("content")
         if role in ("system", "developer") and not turns.begun:
-            system.add(_joined_text(content))
+            system.append(_joined_text(content))
         elif role == "user":
             turns.ask(*_read_content(content))
         elif role == "assistant":
@@ -47,25 +48,8 @@ def read_messages(messages: Any, limits: Limits) -> tuple[str | None, tuple[Turn
             raise ApiError(
                 400, "a message's role should be system, before all others, user or assistant", param="messages"
             )
-    turns.check(system.length)
-    return system.joined(), turns.finished()
-
-
-class _Texts:
-    """Texts that become one."""
-
-    def __init__(self) -> None:
-        self._texts: list[str] = []
-
-    def add(self, text: str) -> None:
-        self._texts.append(text)
-
-    @property
-    def length(self) -> int:
-        return sum(map(len, self._texts))
-
-    def joined(self) -> str | None:
-        return "\n".join(self._texts) if self._texts else None
+    turns.check(sum(map(len, system)))
+    return "\n".join(system) if system else None, turns.finished()
 
 
 class _Turns:

@@ -45,6 +45,23 @@ def test_answer_is_what_the_stream_gives(model: MedVLM, image_path: Path) -> Non
     assert "" not in pieces
 
 
+def test_a_stopped_stream_ends_behind_its_last_piece(model: MedVLM, image_path: Path) -> None:
+    whole = model.ask(image_path, QUESTION, Decoding(40))
+    stream = model.stream(image_path, QUESTION, Decoding(40))
+    with pytest.raises(MedVLMError, match="being read"):
+        stream.stop()
+    pieces = [next(stream) for _ in range(5)]
+    answer = stream.stop()
+    assert answer.text == "".join(pieces)
+    assert whole.text.startswith(answer.text)
+    assert answer.token_ids == whole.token_ids[: len(answer.token_ids)]
+    assert answer.finish_reason == "stop"
+    assert list(stream) == []
+    with pytest.raises(MedVLMError, match="being read"):
+        stream.stop()
+    assert model.ask(image_path, QUESTION, Decoding(40)).token_ids == whole.token_ids
+
+
 def test_asking_twice_gives_the_same_tokens(model: MedVLM, image_path: Path) -> None:
     first, other, again = (
         model.ask(image_path, question, Decoding(40)).token_ids for question in (QUESTION, "What?", QUESTION)

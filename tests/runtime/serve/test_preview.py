@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,21 @@ def test_the_view_of_an_image_url_decides_what_the_model_sees(server: Any, asked
     assert again["medvlm"]["reused_tokens"] > narrow["medvlm"]["reused_tokens"], "other pixels, other features"
     assert wide["medvlm"]["options"] != narrow["medvlm"]["options"]
     assert wide["choices"][0]["message"] == again["choices"][0]["message"]
+
+
+def test_a_file_is_decoded_once_for_a_look_and_the_questions_after_it(
+    server: Any, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Any] = []
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *words, **named: started.append(words) or popen(*words, **named))
+    view = {"window": "77,333", "frame": "2"}
+    assert post(server, "/preview", content, **view).status == 200
+    for question in ("What?", "Why?"):
+        assert post(server, "/ask", content, question=question, max_new_tokens="2", **view).status == 200
+    assert len(started) == 1
+    assert post(server, "/preview", content, window="78,333", frame="2").status == 200
+    assert len(started) == 2, "another view is another image"
 
 
 def test_windows_line_ends_change_no_question(server: Any, asked: list[Any]) -> None:
