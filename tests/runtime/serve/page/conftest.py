@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 from medvlm.demo.dataset import make_item
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra test")
-
 BROWSERS = ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome")
 
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
     """Debian's Chromium, or another that is there; skips where none is."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra test")
     path = next((path for path in BROWSERS if os.access(path, os.X_OK)), None)
     if path is None:
         pytest.skip("needs Chromium as a program of this system, which is absent")
@@ -104,6 +103,8 @@ DROP = """([zone, name, data]) => {
 def drop(scan: bytes, ct: bytes) -> Callable[..., None]:
     """Call it with a page and a file's name (the X-ray, or the CT for .dcm), and it is dropped and shown."""
 
+    expect = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra test").expect
+
     def drop_it(
         page: Any, name: str, *, zone: str = "replace", content: bytes | None = None, shown: bool = True
     ) -> None:
@@ -111,8 +112,8 @@ def drop(scan: bytes, ct: bytes) -> Callable[..., None]:
         data = content if content is not None else ct if name.endswith(".dcm") else scan
         page.evaluate(DROP, [zone, name, base64.b64encode(data).decode()])
         if shown:
-            sync_api.expect(page.locator(".tile:not(.loading) img[src]")).to_have_count(before + 1)
-            sync_api.expect(page.locator(".tile .name").last).to_contain_text(name)
+            expect(page.locator(".tile:not(.loading) img[src]")).to_have_count(before + 1)
+            expect(page.locator(".tile .name").last).to_contain_text(name)
 
     return drop_it
 

@@ -10,7 +10,8 @@ from medvlm.runtime import MedVLM
 from medvlm.runtime.decoder import Decoder
 from medvlm.runtime.dicom.view import read_view
 from numpy.typing import NDArray
-from playwright.sync_api import expect
+
+expect = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra test").expect
 
 pytest.importorskip("uvicorn", reason="needs the extra serve")
 

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from playwright.sync_api import expect
+
+expect = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra test").expect
 
 QUESTION = "Is there a nodule?"
 

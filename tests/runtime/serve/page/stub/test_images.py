@@ -11,7 +11,8 @@ from medvlm.runtime.dicom.view import read_view
 from medvlm.runtime.images import decode_image
 from numpy.typing import NDArray
 from PIL import Image
-from playwright.sync_api import expect
+
+expect = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra test").expect
 
 DRAWN = """async (picture) => {
   await picture.decode();

@@ -3,7 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
-from playwright.sync_api import expect
+import pytest
+
+expect = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra test").expect
+
 
 ASKED = """() => ({
   cookies: document.cookie,
