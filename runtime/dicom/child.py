@@ -144,6 +144,7 @@ def _form(frame: Frame) -> dict[str, Any]:
         "frames": frame.header.frames,
         "window": frame.window,
         "extent": frame.extent,
+        "inverted": frame.inverted,
     }
 
 

@@ -27,7 +27,7 @@ class Frame:
 
     pixels: [height, width] or [height, width, 3] uint8. size: the (height, width) at which its pixels are square.
     window: the (center, width) that greys are shown in, None where they are not in one. extent: the least and the
-    largest value of greys, in the file's units; None of colours.
+    largest value of greys, in the file's units; None of colours. inverted: whether the least is white.
     """
 
     pixels: NDArray[np.uint8]
@@ -36,6 +36,7 @@ class Frame:
     shown: str
     window: tuple[float, float] | None = None
     extent: tuple[float, float] | None = None
+    inverted: bool = False
 
 
 @contextlib.contextmanager
@@ -84,7 +85,9 @@ def decode(dataset: Dataset, index: int, window: Window | None) -> Frame:
         greys = read_greys(dataset, header, index, voi)
         pixels, extent = grey_levels(stored, greys)
         shown_in = (greys.voi.center, greys.voi.width) if isinstance(greys.voi, VoiWindow) else None
-        return Frame(pixels, size, header, "" if window else _how_shown(greys, extent), shown_in, extent)
+        return Frame(
+            pixels, size, header, "" if window else _how_shown(greys, extent), shown_in, extent, greys.inverted
+        )
 
 
 def _check_window(header: Header, window: Window | None) -> None:

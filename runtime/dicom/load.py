@@ -54,11 +54,13 @@ class Shown:
 
     frames: how many its file has. window: the (center, width) that its greys are shown in, None where they are not in
     one. extent: the least and the largest of its values, in the file's units; None of colours.
+    inverted: whether the least is white.
     """
 
     frames: int
     window: tuple[float, float] | None
     extent: tuple[float, float] | None
+    inverted: bool
 
 
 @dataclass(frozen=True)
@@ -221,7 +223,8 @@ def _read_images(stream: IO[bytes], forms: Sequence[_Form]) -> list[Image.Image]
 
 def _read_form(stated: dict[str, Any]) -> _Form:
     """The form of a frame; raises as `_read_images`."""
-    shown = Shown(int(stated["frames"]), _read_pair(stated["window"]), _read_pair(stated["extent"]))
+    window, extent = _read_pair(stated["window"]), _read_pair(stated["extent"])
+    shown = Shown(int(stated["frames"]), window, extent, bool(stated["inverted"]))
     form = _Form(tuple(map(int, stated["shape"])), tuple(map(int, stated["size"])), shown)
     if len(form.size) != 2 or form.shape[2:] not in ((), (3,)) or min(*form.shape, *form.size) < 1:
         raise ValueError("no shape of an image")

@@ -73,6 +73,7 @@ def _look(service: Service, part: ImagePart) -> dict[str, Any]:
         "frames": shown.frames if shown else 1,
         "window": shown and shown.window,
         "window_range": shown and shown.extent,
+        "inverted": shown is not None and shown.inverted,
         "dicom": shown is not None,
         "notes": loaded.notes,
         "png": base64.b64encode(_png(loaded)).decode(),

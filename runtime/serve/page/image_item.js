@@ -2,7 +2,7 @@
 
 import { Failure } from "./failure.js";
 import { getPreview } from "./server.js";
-import { written } from "./window_level.js";
+import { shownWindow, written } from "./window_level.js";
 
 /**
  * @typedef {object} Wanted How the image is to be shown.
@@ -60,7 +60,7 @@ export class ImageItem extends EventTarget {
   }
 
   get canWindow() {
-    return this.preview?.dicom === true && this.own !== null;
+    return this.own !== null;
   }
 
   /**
@@ -130,7 +130,7 @@ export class ImageItem extends EventTarget {
         const made = await this.#make(view);
         this.preview = made.preview;
         this.url = made.url;
-        this.own ??= made.preview.window;
+        this.own ??= shownWindow(made.preview);
         this.failure = null;
         this.#shown = key;
       } catch (error) {
@@ -188,8 +188,9 @@ export class ImageItem extends EventTarget {
  * @param {import("./types.js").Preview} preview
  */
 function inWords({ window, preset, frame }, preview) {
-  const name = preset ? `${preset} window` : window ? "window" : "the file’s own window";
-  const shown = preview.window;
+  const own = preview.window ? "the file’s own window" : "all values of the file";
+  const name = preset ? `${preset} window` : window ? "window" : own;
+  const shown = shownWindow(preview);
   return [
     preview.frames > 1 ? `frame ${frame} of ${preview.frames}` : "",
     shown ? `${name}, center ${shown[0]}, width ${shown[1]}` : "",

@@ -1,7 +1,7 @@
 /** One image in its tile: drawn, zoomed, moved, windowed, stepped through, by pointer and keyboard. */
 
 import { make, setText } from "./dom.js";
-import { approximation, dragged } from "./window_level.js";
+import { approximation, dragged, shownWindow } from "./window_level.js";
 import { FITTED, fittedSize, moved, zoomedAt } from "./zoom.js";
 
 /** @typedef {"window" | "move"} Tool What the left button does to DICOM; anything else is always moved. */
@@ -224,7 +224,7 @@ class WindowFilter {
    * @param {import("./window_level.js").Window | null} window that it is to show
    */
   apply(picture, preview, window) {
-    const from = preview?.window;
+    const from = preview && shownWindow(preview);
     if (!from || !window || (from[0] === window[0] && from[1] === window[1])) {
       picture.style.filter = "";
       return;

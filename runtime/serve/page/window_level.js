@@ -34,6 +34,16 @@ export function bounded([center, width], range) {
 }
 
 /**
+ * The window in which a preview shows its greys. Where it has none, it shows all values; null: it has no greys.
+ *
+ * @param {import("./types.js").Preview} preview
+ * @returns {Window | null}
+ */
+export function shownWindow({ window, window_range: range }) {
+  return window ?? (range && [rounded((range[0] + range[1]) / 2), rounded(Math.max(1, range[1] - range[0]))]);
+}
+
+/**
  * How grey levels (0..1) of a picture made in window `from` look in window `to`: level * slope + intercept.
  *
  * Only while dragging, until the server has made the picture anew: what `from` clipped stays clipped.

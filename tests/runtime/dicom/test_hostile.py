@@ -244,7 +244,7 @@ def test_a_decoder_that_computes_without_end_is_given_up(
 
 def stating(shape: list[int], size: list[int]) -> str:
     """A child that answers with a frame of this form."""
-    frame = {"shape": shape, "size": size, "frames": 1, "window": None, "extent": None}
+    frame = {"shape": shape, "size": size, "frames": 1, "window": None, "extent": None, "inverted": False}
     return f"print({json.dumps({'frames': [frame], 'notes': []})!r})"
 
 

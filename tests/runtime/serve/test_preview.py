@@ -1,6 +1,7 @@
 """POST /preview and POST /ask: pydicom's own windowing is the reference for what is shown."""
 
 import base64
+import copy
 import io
 import json
 import subprocess
@@ -72,6 +73,19 @@ def test_a_dicom_file_is_shown_in_its_own_window(server: Any, dataset: Any, cont
     first = dataset.pixel_array[0].astype(int) - 1024
     assert preview["window_range"] == [first.min(), first.max()]
     assert np.abs(pixels(preview)[..., 0] - shown_by_pydicom(dataset, 0, 300, 1500)).max() <= 1
+
+
+@pytest.mark.parametrize(("photometric", "inverted"), [("MONOCHROME1", True), ("MONOCHROME2", False)])
+def test_a_viewer_is_told_whether_small_values_are_white(
+    server: Any, dataset: Any, photometric: str, inverted: bool
+) -> None:
+    stream, changed = io.BytesIO(), copy.deepcopy(dataset)
+    changed.PhotometricInterpretation = photometric
+    changed.save_as(stream, enforce_file_format=True)
+    preview = post(server, "/preview", stream.getvalue()).json
+    stored, levels = dataset.pixel_array[0], pixels(preview)[..., 0]
+    assert levels[np.unravel_index(stored.argmin(), stored.shape)] == (255 if inverted else 0)
+    assert preview["inverted"] == inverted
 
 
 @pytest.mark.parametrize(("window", "center", "width"), [("40,400", 40, 400), ("lung", -600, 1500)])

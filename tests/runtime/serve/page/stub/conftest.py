@@ -253,11 +253,10 @@ def _windows(content: bytes, window: str | None) -> dict[str, Any]:
     dataset = pydicom.dcmread(io.BytesIO(content))
     values = dataset.pixel_array * float(dataset.get("RescaleSlope", 1)) + float(dataset.get("RescaleIntercept", 0))
     view = read_view(window).window
-    own = (float(dataset.WindowCenter), float(dataset.WindowWidth))
-    center, width = (view.center, view.width) if view else own
+    own = [float(dataset.WindowCenter), float(dataset.WindowWidth)] if "WindowCenter" in dataset else None
     return {
         "frames": int(dataset.get("NumberOfFrames", 1)),
-        "window": [center, width],
+        "window": [view.center, view.width] if view else own,
         "window_range": [float(values.min()), float(values.max())],
     }
 

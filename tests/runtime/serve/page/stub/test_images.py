@@ -36,6 +36,19 @@ def decoded(content: bytes, window: str | None = None, frame: int | None = None)
     return np.asarray(decode_image(content, "it", read_view(window, frame)).pixels)
 
 
+def changed(dicom: bytes, **elements: Any) -> bytes:
+    """The file with other elements; None takes one out."""
+    pydicom = pytest.importorskip("pydicom", reason="needs the extra dicom")
+    dataset, stream = pydicom.dcmread(io.BytesIO(dicom)), io.BytesIO()
+    for keyword, value in elements.items():
+        if value is None:
+            del dataset[keyword]
+        else:
+            setattr(dataset, keyword, value)
+    pydicom.dcmwrite(stream, dataset)
+    return stream.getvalue()
+
+
 def ask_anything(page: Any, stub: Any) -> dict[str, Any]:
     """Ask, and give the image's part of the request."""
     page.fill("#question-text", "What is it?")
@@ -112,24 +125,35 @@ def test_presets_and_numbers_set_the_window_and_the_files_own_comes_back(
     assert np.array_equal(shown(page), decoded(ct))
 
 
+def test_a_file_without_a_window_of_its_own_is_windowed_from_all_its_values(
+    open_page: Callable[..., Any], stub: Any, drop: Any, ct: bytes
+) -> None:
+    content = changed(ct, WindowCenter=None, WindowWidth=None)
+    page = open_page()
+    drop(page, "ct.dcm", content=content)
+    assert np.array_equal(shown(page), decoded(content))
+    assert (page.input_value("#window-center"), page.input_value("#window-width")) == ("0", "2000")
+    assert ask_anything(page, stub)["view"] == {"frame": 1}
+    page.locator(".tile").focus()
+    page.keyboard.press("Shift+ArrowLeft")
+    assert np.array_equal(shown(page), decoded(content, "0,1904"))
+
+
 def test_a_window_that_is_refused_is_told_and_what_was_shown_stays(
     open_page: Callable[..., Any], stub: Any, drop: Any, ct: bytes
 ) -> None:
-    pydicom = pytest.importorskip("pydicom", reason="needs the extra dicom")
-    dataset, mr = pydicom.dcmread(io.BytesIO(ct)), io.BytesIO()
-    dataset.Modality = "MR"
-    pydicom.dcmwrite(mr, dataset)
+    mr = changed(ct, Modality="MR")
     page = open_page()
-    drop(page, "mr.dcm", content=mr.getvalue())
+    drop(page, "mr.dcm", content=mr)
     page.click("#presets >> text=Lung")
     # The presets are windows of Hounsfield units, which an MRI has not.
     expect(page.locator("#viewer-failure")).to_contain_text("CT")
-    assert np.array_equal(shown(page), decoded(mr.getvalue()))
+    assert np.array_equal(shown(page), decoded(mr))
     assert ask_anything(page, stub)["view"] == {"frame": 1}
     page.fill("#window-center", "300")
     page.press("#window-center", "Enter")
     expect(page.locator("#viewer-failure")).to_be_hidden()
-    assert np.array_equal(shown(page), decoded(mr.getvalue(), "300,2000"))
+    assert np.array_equal(shown(page), decoded(mr, "300,2000"))
 
 
 def test_while_a_window_is_dragged_its_picture_is_approximated_at_once(
