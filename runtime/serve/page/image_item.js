@@ -25,7 +25,7 @@ export class ImageItem extends EventTarget {
   failure = null;
   /** @type {Wanted} */
   wanted = { ...AS_THE_FILE_SAYS };
-  /** @type {import("./window_level.js").Window | null} the window of the file itself, or the one made for it */
+  /** @type {import("./window_level.js").Window | null} the window of the file itself, or of all its values */
   own = null;
   /** Whether the model is asked about the window shown, and not about the file's own. */
   askAsShown = true;
@@ -130,7 +130,8 @@ export class ImageItem extends EventTarget {
         const made = await this.#make(view);
         this.preview = made.preview;
         this.url = made.url;
-        this.own ??= shownWindow(made.preview);
+        // Of this frame: another may have another.
+        if (view.window === undefined) this.own = shownWindow(made.preview);
         this.failure = null;
         this.#shown = key;
       } catch (error) {

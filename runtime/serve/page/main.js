@@ -261,6 +261,8 @@ byId("token-form").addEventListener("submit", (event) => {
   void loadInfo();
 });
 document.addEventListener("keydown", (event) => {
+  // There, Escape closes it.
+  if (/** @type {HTMLDialogElement} */ (byId("keys-dialog")).open) return;
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
     event.preventDefault();
     /** @type {HTMLFormElement} */ (byId("question")).requestSubmit();

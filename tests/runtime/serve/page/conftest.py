@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from medvlm.demo.dataset import make_item
 
+# For a machine that is busy with other things.
+PATIENCE_MS = 30_000
 BROWSERS = ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome")
 
 
@@ -22,7 +24,7 @@ def browser() -> Iterator[Any]:
         pytest.skip("needs Chromium as a program of this system, which is absent")
     # A sandbox cannot be had as root.
     sandbox = [] if os.getuid() else ["--no-sandbox"]
-    sync_api.expect.set_options(timeout=8000)
+    sync_api.expect.set_options(timeout=PATIENCE_MS)
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=sandbox)
         yield browser
@@ -37,7 +39,7 @@ def open_at(browser: Any) -> Iterator[Callable[..., Any]]:
     def open_it(address: str, **options: Any) -> Any:
         contexts.append(browser.new_context(viewport={"width": 1280, "height": 720}, **options))
         page = contexts[-1].new_page()
-        page.set_default_timeout(8000)
+        page.set_default_timeout(PATIENCE_MS)
         page.on("pageerror", lambda error: faults.append(f"{error}\n{error.stack}"))
         page.on("console", lambda said: faults.append(said.text) if "Content Security" in said.text else None)
         page.goto(address)

@@ -95,6 +95,10 @@ def test_escape_stops_too(open_page: Callable[..., Any], stub: Any, drop: Any, a
     stub.hold.set()
     ask(page, NODULE)
     page.wait_for_selector("#result[data-phase=reading]")
+    page.click("#keys")
+    page.keyboard.press("Escape")
+    assert page.is_hidden("#keys-dialog")
+    assert page.get_attribute("#result", "data-phase") == "reading"
     page.keyboard.press("Escape")
     page.wait_for_selector("#result[data-phase=stopped]")
     until(lambda: stub.stopped == 1)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from medvlm.runtime.dicom.child import decode_file
 from medvlm.runtime.dicom.view import read_view
 from medvlm.runtime.images import decode_image
 from numpy.typing import NDArray
@@ -33,7 +34,12 @@ def shown(page: Any) -> NDArray[np.uint8]:
 
 
 def decoded(content: bytes, window: str | None = None, frame: int | None = None) -> NDArray[np.uint8]:
-    return np.asarray(decode_image(content, "it", read_view(window, frame)).pixels)
+    """What the runtime makes of a file: [height, width, 3]."""
+    view = read_view(window, frame)
+    if content[128:132] != b"DICM":
+        return np.asarray(decode_image(content, "it", view).pixels)
+    (greys,) = decode_file(io.BytesIO(content), view).frames
+    return np.repeat(greys.pixels[..., None], 3, axis=2)
 
 
 def changed(dicom: bytes, **elements: Any) -> bytes:
@@ -128,7 +134,9 @@ def test_presets_and_numbers_set_the_window_and_the_files_own_comes_back(
 def test_a_file_without_a_window_of_its_own_is_windowed_from_all_its_values(
     open_page: Callable[..., Any], stub: Any, drop: Any, ct: bytes
 ) -> None:
-    content = changed(ct, WindowCenter=None, WindowWidth=None)
+    stored = np.frombuffer(ct[-3 * 128 * 128 * 2 :], "<i2").reshape(3, 128, 128).copy()
+    stored[1] //= 2
+    content = changed(ct, WindowCenter=None, WindowWidth=None, PixelData=stored.tobytes())
     page = open_page()
     drop(page, "ct.dcm", content=content)
     assert np.array_equal(shown(page), decoded(content))
@@ -137,6 +145,13 @@ def test_a_file_without_a_window_of_its_own_is_windowed_from_all_its_values(
     page.locator(".tile").focus()
     page.keyboard.press("Shift+ArrowLeft")
     assert np.array_equal(shown(page), decoded(content, "0,1904"))
+    # Another frame has other values, and so another window of its own.
+    page.click("#presets button:first-child")
+    page.locator(".tile").focus()
+    page.keyboard.press("PageDown")
+    assert np.array_equal(shown(page), decoded(content, None, 2))
+    assert page.input_value("#window-width") == "1000"
+    assert page.locator(PICTURE).evaluate("(each) => each.style.filter") == ""
 
 
 def test_a_window_that_is_refused_is_told_and_what_was_shown_stays(
