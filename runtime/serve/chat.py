@@ -8,7 +8,6 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ..result import Answer
 from .asking import client_of, entered, wait_for_turn
 from .body import read_json
 from .chat_request import ChatRequest, read_chat
@@ -25,7 +24,7 @@ async def chat(service: Service, request: Request, held: ExitStack) -> Response:
     held.enter_context(service.questions.seat())
     job, asked = await _read(service, request)
     held.enter_context(entered(service, request, job))
-    reply = Reply(service.model, service.bundle, asked.seed)
+    reply = Reply(service.model, service.bundle, asked.seed, service.tokenizer)
     if asked.stream:
         return EventStream(_chunks(service, job, reply, asked))
     async for _ in wait_for_turn(service, job):
@@ -47,6 +46,7 @@ async def _read(service: Service, request: Request) -> tuple[Job, ChatRequest]:
         asked.decoding,
         answers=asked.answers,
         stops=asked.stops,
+        top_logprobs=asked.top_logprobs,
         preprocess_s=seconds,
         client=client_of(request, asked.user),
     )
@@ -74,7 +74,7 @@ class _Said:
 
     def __init__(self) -> None:
         self.parts: list[Part] = []
-        self.answer: Answer | None = None
+        self._ended: Ended | None = None
         self._splitter = ThinkSplitter()
 
     def take(self, event: Piece | Ended) -> list[Part]:
@@ -82,14 +82,14 @@ class _Said:
         if isinstance(event, Piece):
             new = self._splitter.feed(event.text)
         else:
-            self.answer, new = event.answer, self._splitter.flush()
+            self._ended, new = event, self._splitter.flush()
         self.parts += new
         return new
 
-    def ended(self) -> Answer:
-        """The answer, once it has ended."""
-        assert self.answer is not None  # noqa: S101 - the job's events end with it
-        return self.answer
+    def ended(self) -> Ended:
+        """The answer's end, once it has come."""
+        assert self._ended is not None  # noqa: S101 - the job's events end with it
+        return self._ended
 
 
 async def _chunks(service: Service, job: Job, reply: Reply, asked: ChatRequest) -> AsyncIterator[dict[str, Any]]:
@@ -104,6 +104,6 @@ async def _chunks(service: Service, job: Job, reply: Reply, asked: ChatRequest) 
             for part in said[event.index].take(event):
                 yield reply.piece(event.index, part)
         if isinstance(event, Ended):
-            yield reply.end(event.index, event.answer)
+            yield reply.end(event)
     if asked.include_usage:
-        yield reply.totals([one.ended() for one in said])
+        yield reply.totals([one.ended().answer for one in said])

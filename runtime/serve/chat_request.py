@@ -8,6 +8,7 @@ from ..decoding import DEFAULT_MAX_NEW_TOKENS, Decoding
 from ..sampling import Sampling
 from .errors import ApiError
 from .fields import boolean, get, json_object, number, string, whole
+from .logprobs import MOST_TOKENS, MOST_TOP
 from .messages import Turn, read_messages
 from .settings import Limits
 
@@ -19,7 +20,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "function_call": (None, "none"),
     "functions": (None, []),
     "logit_bias": (None, {}),
-    "logprobs": (None, False),
     "modalities": (None, ["text"]),
     "prediction": (None,),
     "presence_penalty": (None, 0),
@@ -27,12 +27,9 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "response_format": (None, {"type": "text"}),
     "tool_choice": (None, "none", "auto"),
     "tools": (None, []),
-    "top_logprobs": (None, 0),
     "web_search_options": (None,),
 }
 _WHY = {
-    "logprobs": "tokens' log probabilities are not given; medvlm.options has the probability of each option",
-    "top_logprobs": "tokens' log probabilities are not given; medvlm.options has the probability of each option",
     "response_format": "the answer's form is the model's own",
 }
 # What changes nothing about an answer.
@@ -40,26 +37,38 @@ _IGNORED = frozenset(
     ("metadata", "parallel_tool_calls", "prompt_cache_key", "safety_identifier", "service_tier", "store", "verbosity")
 )
 _READ = frozenset(
-    ("max_completion_tokens", "max_tokens", "messages", "model", "n", "seed", "stop", "stream", "stream_options")
-) | frozenset(("temperature", "top_p", "user"))
+    (
+        "logprobs",
+        "max_completion_tokens",
+        "max_tokens",
+        "messages",
+        "model",
+        "n",
+        "seed",
+        "stop",
+        "stream",
+        "stream_options",
+    )
+) | frozenset(("temperature", "top_logprobs", "top_p", "user"))
 
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """What is asked. seed: as given, or drawn, where tokens are drawn and none was given."""
+    """What is asked. top_logprobs: how many likeliest tokens to tell beside each; None tells no likelihoods at all."""
 
     turns: tuple[Turn, ...]
     system: str | None
     decoding: Decoding
     answers: int
     stops: tuple[str, ...]
+    top_logprobs: int | None
     stream: bool
     include_usage: bool
     user: str
 
     @property
     def seed(self) -> int | None:
-        """Of the draws; None where nothing is drawn."""
+        """Of the draws, as given or drawn itself; None where nothing is drawn."""
         return self.decoding.sampling.seed if self.decoding.sampling.temperature else None
 
 
@@ -84,6 +93,7 @@ def read_chat(body: dict[str, Any], model: str, limits: Limits) -> ChatRequest:
         decoding=decoding,
         answers=answers,
         stops=_read_stops(body.get("stop")),
+        top_logprobs=_read_logprobs(body, decoding),
         stream=stream,
         include_usage=get(options, "include_usage", boolean, False),
         user=get(body, "user", string, ""),
@@ -116,6 +126,19 @@ def make_decoding(max_tokens: int, temperature: float, top_p: float, seed: int |
     """seed: None draws one, so that asking again draws other tokens. Raises `InputError` for what is out of range."""
     drawn = secrets.randbelow(2**31) if temperature else 0
     return Decoding(max_tokens, Sampling(temperature, top_p=top_p, seed=drawn if seed is None else seed))
+
+
+def _read_logprobs(body: dict[str, Any], decoding: Decoding) -> int | None:
+    top = get(body, "top_logprobs", whole, None)
+    if not get(body, "logprobs", boolean, False):
+        if top:
+            raise ApiError(400, "top_logprobs needs logprobs; set it to true", param="top_logprobs")
+        return None
+    if not 0 <= (top or 0) <= MOST_TOP:
+        raise ApiError(400, f"top_logprobs is {top}; give 0 to {MOST_TOP}", param="top_logprobs")
+    if decoding.max_new_tokens > MOST_TOKENS:
+        raise ApiError(400, f"logprobs are of at most {MOST_TOKENS} tokens; lower max_tokens", param="logprobs")
+    return top or 0
 
 
 def _read_stops(stops: Any) -> tuple[str, ...]:

@@ -6,8 +6,12 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from ..result import Answer
+from .job import Ended
 from .line import Place
+from .logprobs import written
 from .splitting import Part
 
 # "stop" is what OpenAI's protocol calls every end that is the model's own or was asked for.
@@ -17,8 +21,8 @@ _REASONS = {"length": "length", "context": "length"}
 class Reply:
     """Writes the objects of one reply, which have its id, time and model in common."""
 
-    def __init__(self, model: str, bundle: str, seed: int | None) -> None:
-        self._bundle, self._seed = bundle, seed
+    def __init__(self, model: str, bundle: str, seed: int | None, tokenizer: Tokenizer) -> None:
+        self._bundle, self._seed, self._tokenizer = bundle, seed, tokenizer
         self._common = {
             "id": f"chatcmpl-{secrets.token_hex(12)}",
             "created": int(time.time()),
@@ -26,18 +30,19 @@ class Reply:
             "system_fingerprint": f"bundle-{bundle[:16]}",
         }
 
-    def completion(self, answers: Sequence[Answer], parts: Sequence[Sequence[Part]]) -> dict[str, Any]:
+    def completion(self, ends: Sequence[Ended], parts: Sequence[Sequence[Part]]) -> dict[str, Any]:
         """The whole reply. parts: what was said, for each answer."""
         choices = [
             {
                 "index": index,
                 "message": {"role": "assistant", "content": joined(said, reasoning=False), **_reasoning(said)},
-                "finish_reason": finish_reason(answer),
-                "logprobs": None,
-                "medvlm": self.details(answer),
+                "finish_reason": finish_reason(end.answer),
+                "logprobs": self._logprobs(end),
+                "medvlm": self.details(end.answer),
             }
-            for index, (answer, said) in enumerate(zip(answers, parts, strict=True))
+            for index, (end, said) in enumerate(zip(ends, parts, strict=True))
         ]
+        answers = [end.answer for end in ends]
         first = self.details(answers[0])
         return {
             **self._common,
@@ -60,10 +65,11 @@ class Reply:
         """A chunk with text."""
         return self._chunk([_choice(index, {"reasoning_content" if part.reasoning else "content": part.text})])
 
-    def end(self, index: int, answer: Answer) -> dict[str, Any]:
-        """The last chunk of an answer."""
-        details = self.details(answer)
-        choice = _choice(index, {}) | {"finish_reason": finish_reason(answer), "medvlm": details}
+    def end(self, end: Ended) -> dict[str, Any]:
+        """The last chunk of an answer; where likelihoods were asked for it has those of all tokens."""
+        details = self.details(end.answer)
+        choice = _choice(end.index, {}) | {"finish_reason": finish_reason(end.answer), "medvlm": details}
+        choice["logprobs"] = self._logprobs(end)
         return self._chunk([choice]) | {"medvlm": details}
 
     def totals(self, answers: Sequence[Answer]) -> dict[str, Any]:
@@ -87,6 +93,9 @@ class Reply:
             "seed": self._seed,
             "bundle": self._bundle,
         }
+
+    def _logprobs(self, end: Ended) -> dict[str, Any] | None:
+        return None if end.likelihoods is None else written(end.likelihoods, self._tokenizer)
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {**self._common, "object": "chat.completion.chunk", "choices": choices}

@@ -12,6 +12,7 @@ from ..processor import Request
 from ..result import Answer
 from .decoded import pixel_bytes
 from .errors import ClientGone, stopping
+from .logprobs import TokenLikelihood
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,11 @@ class Piece:
 
 @dataclass(frozen=True)
 class Ended:
-    """The `index`-th answer is complete; the last one ends the job."""
+    """The `index`-th answer is complete; the last one ends the job. likelihoods: of its tokens, where asked for."""
 
     index: int
     answer: Answer
+    likelihoods: list[TokenLikelihood] | None = None
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ Event: TypeAlias = Begun | Piece | Ended | Failed
 class Job:
     """Made and read by the event loop's thread; the worker's calls `emit`, and looks at `cancelled` at every token.
 
-    client: who asks, for the fairness of the line. nbytes: of the decoded images.
+    client: who asks, for the fairness of the line. nbytes: of the decoded images. top_logprobs: how many of the likeliest
+    tokens are to be told beside each of the answer's; None asks for no likelihoods.
     """
 
     def __init__(
@@ -58,11 +61,12 @@ class Job:
         *,
         answers: int = 1,
         stops: tuple[str, ...] = (),
+        top_logprobs: int | None = None,
         preprocess_s: float = 0.0,
         client: str = "",
     ) -> None:
         self.request, self.decoding, self.answers, self.stops = request, decoding, answers, stops
-        self.preprocess_s, self.client = preprocess_s, client
+        self.top_logprobs, self.preprocess_s, self.client = top_logprobs, preprocess_s, client
         self.nbytes = sum(pixel_bytes(picture.image) for picture in request.images)
         self.cancelled = threading.Event()
         self.entered = time.monotonic()

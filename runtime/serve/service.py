@@ -4,6 +4,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from tokenizers import Tokenizer
+
 from ..bundle import Bundle, sha256
 from ..cli_options import Asking
 from ..manifest import MANIFEST, Manifest
@@ -35,6 +37,7 @@ class Service:
     preparer: Preparer
     metrics: Metrics
     worker: Worker
+    tokenizer: Tokenizer
 
     @property
     def model(self) -> str:
@@ -71,6 +74,7 @@ def start_service(model: MedVLM, bundle: Bundle, asking: Asking, settings: Setti
         preparer=preparer,
         metrics=metrics,
         worker=worker,
+        tokenizer=model.processor.tokenizer,
     )
 
 

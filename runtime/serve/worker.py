@@ -10,6 +10,7 @@ from ..result import Answer
 from ..stream import Stream
 from .job import Begun, Ended, Failed, Job, Piece
 from .line import Line
+from .logprobs import measure
 from .splitting import StopFilter
 
 if TYPE_CHECKING:
@@ -50,7 +51,10 @@ class Worker(threading.Thread):
             if answer is None:
                 return False
             self._metrics.answered(answer)
-            job.emit(Ended(index, answer))
+            likelihoods = None
+            if job.top_logprobs is not None and not job.cancelled.is_set():
+                likelihoods = measure(self._model, job.request, answer, job.top_logprobs)
+            job.emit(Ended(index, answer, likelihoods))
         return True
 
 

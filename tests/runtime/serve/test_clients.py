@@ -123,7 +123,9 @@ def test_max_tokens_is_kept(client: Any, asked: list[Any]) -> None:
     ("parameters", "status", "word"),
     [
         ({"model": "gpt-4o"}, 404, "no such model"),
-        ({"logprobs": True}, 400, "log probabilities"),
+        ({"top_logprobs": 2}, 400, "needs logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, 400, "0 to 20"),
+        ({"logprobs": True, "max_tokens": 513}, 400, "at most 512"),
         ({"temperature": -1}, 400, "temperature"),
         ({"n": 2}, 400, "temperature"),
         ({"n": 99, "temperature": 1}, 400, "n is 99"),
