@@ -37,19 +37,8 @@ _IGNORED = frozenset(
     ("metadata", "parallel_tool_calls", "prompt_cache_key", "safety_identifier", "service_tier", "store", "verbosity")
 )
 _READ = frozenset(
-    (
-        "logprobs",
-        "max_completion_tokens",
-        "max_tokens",
-        "messages",
-        "model",
-        "n",
-        "seed",
-        "stop",
-        "stream",
-        "stream_options",
-    )
-) | frozenset(("temperature", "top_logprobs", "top_p", "user"))
+    ("logprobs", "max_completion_tokens", "max_tokens", "messages", "model", "n", "seed", "stop", "stream")
+) | frozenset(("stream_options", "temperature", "top_logprobs", "top_p", "user"))
 
 
 @dataclass(frozen=True)

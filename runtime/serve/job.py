@@ -50,8 +50,8 @@ Event: TypeAlias = Begun | Piece | Ended | Failed
 class Job:
     """Made and read by the event loop's thread; the worker's calls `emit`, and looks at `cancelled` at every token.
 
-    client: who asks, for the fairness of the line. nbytes: of the decoded images. top_logprobs: how many of the likeliest
-    tokens are to be told beside each of the answer's; None asks for no likelihoods.
+    client: who asks, for the fairness of the line. nbytes: of the decoded images. top_logprobs: how many of the
+    likeliest tokens are to be told beside each of the answer's; None asks for no likelihoods.
     """
 
     def __init__(

@@ -30,7 +30,7 @@ class TokenLikelihood:
 
 
 def measure(model: MedVLM, request: Request, answer: Answer, most: int) -> list[TokenLikelihood]:
-    """The likelihood of each token of an answer but for the one that ends it, with the `most` likeliest in its place."""
+    """The likelihood of each token of an answer but the one that ends it, with the `most` likeliest in its place."""
     ends = model.manifest.generation.eos_token_ids
     token_ids = [token_id for token_id in answer.token_ids if token_id not in ends]
     if not token_ids:

@@ -3,10 +3,12 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from medvlm.runtime import MedVLM
 
 pytest.importorskip("schemathesis", reason="needs schemathesis")
 pytest.importorskip("uvicorn", reason="needs the extra serve")
@@ -21,6 +23,13 @@ CHECKS = (
     "unsupported_method",
 )
 OPERATIONS = 8
+
+
+@pytest.fixture(scope="module")
+def server(serving: Any, demo_bundle: Path) -> Iterator[Any]:
+    """A server whose answers are short: hundreds of questions that mean nothing would else be answered at length."""
+    with serving(model=MedVLM.load(demo_bundle, threads=1, max_length=100)) as running:
+        yield running
 
 
 def test_it_is_a_sound_description_with_this_servers_limits(server: Any) -> None:
