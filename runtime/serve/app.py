@@ -133,7 +133,8 @@ class _Endpoint:
             except Exception as error:  # noqa: BLE001 - the client is told that something failed, and no more
                 if not isinstance(error, ApiError | MedVLMError):
                     report_unexpected(error)
-                refusal = as_api_error(error)
+                # Its traceback would hold this frame, which holds it, and so the request's images.
+                refusal = as_api_error(error).with_traceback(None)
                 self._service.metrics.requested(self._path, refusal.status)
                 await send_error(refusal, send)
                 return

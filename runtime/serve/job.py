@@ -96,7 +96,12 @@ class Job:
         if event is None:
             raise ClientGone
         if isinstance(event, Failed):
-            raise event.error
+            error, event = event.error, None
+            try:
+                raise error
+            finally:
+                # Its traceback holds this frame: a frame that held it would keep the images.
+                del error
         return event
 
     async def events(self) -> AsyncIterator[Event]:

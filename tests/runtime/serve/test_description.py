@@ -47,7 +47,7 @@ def test_it_is_a_sound_description_with_this_servers_limits(server: Any) -> None
 def test_requests_written_from_it_are_answered_as_it_says(server: Any, phase: str, tmp_path: Path) -> None:
     """No 500, no status, type or form that it does not name, and what it forbids is refused."""
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json", "--phases", phase]
-    command += ["--checks", ",".join(CHECKS), "--max-examples", "15", "--generation-deterministic", "--no-color"]
+    command += ["--checks", ",".join(CHECKS), "--max-examples", "10", "--generation-deterministic", "--no-color"]
     result = subprocess.run(
         command,
         capture_output=True,
