@@ -5,7 +5,7 @@ import { follow } from "./asking.js";
 import { byId, setText } from "./dom.js";
 import { Failure } from "./failure.js";
 import { showFailure, shownFailure } from "./failure_panel.js";
-import { ImageItem } from "./image_item.js";
+import { ImageTaking, tellOfImages } from "./image_taking.js";
 import { setUpIntake } from "./intake.js";
 import { QuestionEditor } from "./question_editor.js";
 import { writtenQuestion } from "./question_text.js";
@@ -17,7 +17,7 @@ import { SessionList } from "./session_list.js";
 import { setUpTheme } from "./theme.js";
 import { setPresets, setUpToolbar } from "./toolbar.js";
 import { Viewer } from "./viewer.js";
-import { fileSize, modelName } from "./words.js";
+import { modelName } from "./words.js";
 
 /** @type {import("./types.js").Info | null} */
 let info = null;
@@ -27,6 +27,7 @@ let running = null;
 takeTokenFromAddress();
 setUpTheme();
 const viewer = new Viewer();
+const images = new ImageTaking(viewer, tell);
 const editor = new QuestionEditor();
 const result = new Result();
 const session = new SessionList();
@@ -35,7 +36,7 @@ const ask = /** @type {HTMLButtonElement} */ (byId("ask"));
 const stop = /** @type {HTMLButtonElement} */ (byId("stop"));
 
 setUpToolbar(viewer);
-setUpIntake(takeFiles, () => viewer.tiles.length > 0);
+setUpIntake((files, way) => images.take(files, way, info?.limits), () => viewer.tiles.length > 0);
 
 async function loadInfo() {
   try {
@@ -50,45 +51,8 @@ async function loadInfo() {
   byId("demo-notice").hidden = !info.demo;
   setPresets(viewer, info.presets);
   watch.set("ready");
+  images.retry();
   update();
-}
-
-/** @param {File[]} files @param {import("./intake.js").Way} way */
-function takeFiles(files, way) {
-  const kept = way === "add" ? viewer.items : [];
-  const most = info?.limits.images ?? 8;
-  // Base64 makes four bytes of three.
-  const largest = 0.74 * (info?.limits.image_bytes ?? Infinity);
-  const bytes = [...kept.map((item) => item.file), ...files].reduce((sum, file) => sum + file.size, 0);
-  if (bytes > largest) {
-    return tellOfImages(`${fileSize(bytes)} is too much: the images of a question may have ${fileSize(largest)}.`);
-  }
-  if (kept.length + files.length > most) {
-    return tellOfImages(`A question can have ${most} images; these would be ${kept.length + files.length}.`);
-  }
-  if (!files.length) return;
-  tellOfImages("");
-  const items = files.map((file) => new ImageItem(file, file.name || "pasted image"));
-  viewer.setItems([...kept, ...items], items[0]);
-  for (const item of items) void load(item);
-  announce(files.length === 1 ? `Image ${items[0].name}` : `${files.length} images`);
-}
-
-/** @param {ImageItem} item that is shown for the first time */
-async function load(item) {
-  await item.settled();
-  if (!item.failure) return;
-  const { kind, advice, title } = item.failure;
-  if (kind === "refused") tellOfImages(advice);
-  else tell(item.failure);
-  if (item.preview === null) viewer.setItems(viewer.items.filter((each) => each !== item));
-  announce(title);
-}
-
-/** @param {string} text empty: nothing to tell */
-function tellOfImages(text) {
-  setText(byId("viewer-failure"), text);
-  byId("viewer-failure").hidden = !text;
 }
 
 /** @param {unknown} error */
@@ -111,12 +75,12 @@ async function send() {
   const controller = new AbortController();
   running = controller;
   update();
-  const images = viewer.items;
+  const { items } = viewer;
   /** @type {import("./types.js").Entry | null} */
   let entry = null;
   try {
-    const shots = await Promise.all(images.map((item) => item.shot()));
-    const asked = (entry = session.add(question, images, shots));
+    const shots = await Promise.all(items.map((item) => item.shot()));
+    const asked = (entry = session.add(question, items, shots));
     editor.fold(stop);
     startText();
     await follow(asked, info, controller.signal, () => redraw(asked));
@@ -149,6 +113,13 @@ function wrongWith(question) {
   return "";
 }
 
+/** @param {boolean} again whether the images were asked about before */
+function hint(again) {
+  const { length } = viewer.items;
+  if (length === 0) return "No image yet";
+  return again ? `Same ${length > 1 ? "images" : "image"}: sooner` : "Ctrl + Enter";
+}
+
 let drawing = 0;
 
 /** Draw at most once a frame. @param {import("./types.js").Entry} entry */
@@ -170,8 +141,7 @@ function update() {
   if (focused) (busy ? stop : ask).focus();
   const again = viewer.items.length > 0 && session.entries.some((entry) => sameImages(entry.images, viewer.items));
   setText(ask, again ? "Ask again" : "Ask");
-  const hint = viewer.items.length === 0 ? "No image yet" : again ? `Same ${viewer.items.length > 1 ? "images" : "image"}: sooner` : "Ctrl + Enter";
-  setText(byId("ask-hint"), busy ? "Esc stops" : hint);
+  setText(byId("ask-hint"), busy ? "Esc stops" : hint(again));
   const selected = session.selected;
   const same = selected && writtenQuestion(selected.question) === writtenQuestion(editor.question);
   byId("asked").classList.toggle("unseen", same === true);
@@ -179,34 +149,19 @@ function update() {
   /** @type {HTMLButtonElement} */ (byId("add")).disabled = viewer.items.length === 0;
 }
 
-/** @param {ImageItem[]} one @param {ImageItem[]} other */
+/**
+ * @param {import("./image_item.js").ImageItem[]} one
+ * @param {import("./image_item.js").ImageItem[]} other
+ */
 function sameImages(one, other) {
   return one.length === other.length && one.every((item, index) => item === other[index]);
 }
 
-/** @type {Set<ImageItem>} */
-const open = new Set();
-
-/** Let go of images that nothing shows and no answer is about. */
-function closeImages() {
-  for (const item of viewer.items) open.add(item);
-  for (const item of open) {
-    if (viewer.items.includes(item) || session.entries.some((entry) => entry.images.includes(item))) continue;
-    item.close();
-    open.delete(item);
-  }
-}
-
 viewer.addEventListener("change", () => {
-  if (!running) closeImages();
+  if (!running) images.closeUnneeded(session.entries);
   // An answer never stands beside an image that it is not about.
   if (session.selected && !sameImages(session.selected.images, viewer.items)) session.select(null);
   update();
-});
-viewer.addEventListener("touch", () => {
-  const failure = viewer.active?.item.failure;
-  if (failure?.kind === "refused") tellOfImages(failure.advice);
-  else if (viewer.active?.item.busy) tellOfImages("");
 });
 session.addEventListener("select", () => {
   const { selected } = session;
@@ -218,8 +173,8 @@ session.addEventListener("select", () => {
 editor.addEventListener("change", update);
 session.addEventListener("pick", () => {
   if (!session.selected) return;
-  const { images, question, shots } = session.selected;
-  images.forEach((item, index) => {
+  const { question, shots } = session.selected;
+  session.selected.images.forEach((item, index) => {
     item.setAskAsShown(shots[index].askAsShown);
     item.show(shots[index].shown);
   });

@@ -55,6 +55,7 @@ export class Tile {
     const { preview, url, failure, name, window, wanted, busy } = this.item;
     if (this.picture.src !== url && url) this.picture.src = url;
     this.element.classList.toggle("loading", preview === null && failure === null);
+    this.element.classList.toggle("unread", preview === null && failure !== null);
     this.element.setAttribute("aria-busy", String(busy));
     this.element.classList.toggle("windowed", this.item.canWindow);
     this.filter.apply(this.picture, preview, window);

@@ -71,6 +71,20 @@ def test_a_server_that_went_away_is_noticed_and_so_is_its_return(open_page: Call
     page.wait_for_selector("#result[data-phase=done]")
 
 
+def test_an_image_that_could_not_be_read_is_read_when_the_server_is_back(
+    open_page: Callable[..., Any], stub: Any, drop: Any
+) -> None:
+    page = open_page()
+    port = stub.server.server_port
+    stub.stop()
+    drop(page, "chest.png", shown=False)
+    expect(page.locator(".tile")).to_have_class(re.compile("unread"))
+    expect(page.locator("#failure-title")).to_have_text("The medvlm server does not answer")
+    stub.start(port)
+    expect(page.locator(".tile img[src]")).to_be_visible()
+    assert page.is_hidden("#failure")
+
+
 def test_a_server_that_goes_while_nobody_asks_is_noticed(open_page: Callable[..., Any], stub: Any) -> None:
     page = open_page()
     stub.stop()

@@ -1,0 +1,99 @@
+/** Takes files into the viewer as images, and lets go of images that nothing needs any more. */
+
+import { announce } from "./announcer.js";
+import { byId, setText } from "./dom.js";
+import { ImageItem } from "./image_item.js";
+import { fileSize } from "./words.js";
+
+// Base64 makes four bytes of three, and the question needs some too.
+const SHARE_OF_BODY = 0.74;
+
+export class ImageTaking {
+  /** @type {Set<ImageItem>} */
+  #open = new Set();
+
+  /**
+   * @param {import("./viewer.js").Viewer} viewer
+   * @param {(failure: import("./failure.js").Failure) => void} tell of what is not the image's own fault
+   */
+  constructor(viewer, tell) {
+    this.viewer = viewer;
+    this.tell = tell;
+    viewer.addEventListener("touch", () => this.#follow());
+  }
+
+  /**
+   * @param {File[]} files
+   * @param {import("./intake.js").Way} way
+   * @param {import("./types.js").Info["limits"] | undefined} limits
+   */
+  take(files, way, limits) {
+    const kept = way === "add" ? this.viewer.items : [];
+    const wrong = wrongWith([...kept.map((item) => item.file), ...files], limits);
+    tellOfImages(wrong);
+    if (wrong || !files.length) return;
+    const items = files.map((file) => new ImageItem(file, file.name || "pasted image"));
+    this.viewer.setItems([...kept, ...items], items[0]);
+    for (const item of items) void this.#load(item);
+    announce(files.length === 1 ? `Image ${items[0].name}` : `${files.length} images`);
+  }
+
+  /** Read what could not be read: the server is back, or has its token. */
+  retry() {
+    for (const item of this.viewer.items) if (item.failure) void this.#load(item);
+  }
+
+  /**
+   * Let go of images that neither the viewer nor an answer has.
+   *
+   * @param {import("./types.js").Entry[]} entries
+   */
+  closeUnneeded(entries) {
+    for (const item of this.viewer.items) this.#open.add(item);
+    for (const item of this.#open) {
+      if (this.viewer.items.includes(item) || entries.some((entry) => entry.images.includes(item))) continue;
+      item.close();
+      this.#open.delete(item);
+    }
+  }
+
+  /** @param {ImageItem} item */
+  async #load(item) {
+    await item.settled();
+    if (!item.failure) return;
+    const { kind, advice } = item.failure;
+    if (kind !== "refused") return this.tell(item.failure);
+    tellOfImages(advice);
+    if (item.preview === null) this.viewer.setItems(this.viewer.items.filter((each) => each !== item));
+  }
+
+  /** Tell of a window that was refused until another is wanted. */
+  #follow() {
+    const item = this.viewer.active?.item;
+    if (item?.failure?.kind === "refused") tellOfImages(item.failure.advice);
+    else if (item?.busy) tellOfImages("");
+  }
+}
+
+/** @param {string} text empty: nothing to tell */
+export function tellOfImages(text) {
+  setText(byId("viewer-failure"), text);
+  byId("viewer-failure").hidden = !text;
+}
+
+/**
+ * Why these cannot be the images of a question; empty where they can.
+ *
+ * @param {Blob[]} files
+ * @param {import("./types.js").Info["limits"] | undefined} limits
+ */
+function wrongWith(files, limits) {
+  if (!limits) return "";
+  const bytes = files.reduce((sum, file) => sum + file.size, 0);
+  const largest = SHARE_OF_BODY * limits.image_bytes;
+  if (bytes > largest) {
+    return `${fileSize(bytes)} is too much: the images of a question may have ${fileSize(largest)}.`;
+  }
+  const { images } = limits;
+  return files.length > images ? `A question can have ${images} images; these would be ${files.length}.` : "";
+}
