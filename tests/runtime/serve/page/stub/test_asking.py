@@ -13,8 +13,12 @@ expect = pytest.importorskip("playwright.sync_api", reason="needs playwright, of
 ANSWERS = json.loads(Path(__file__).with_name("answers.json").read_text(encoding="utf-8"))
 NODULE, MODALITY = ANSWERS[0], ANSWERS[1]
 
-# Shifts of what was already there, as Chromium itself counts them.
-WATCH_SHIFTS = """() => {
+# How long the reasoning was after each change, and shifts of what was already there, as Chromium itself counts them.
+WATCH = """() => {
+  const reasoning = document.querySelector("#reasoning");
+  window.lengths = [];
+  new MutationObserver(() => window.lengths.push(reasoning.textContent.length)).observe(
+    reasoning, { childList: true, characterData: true, subtree: true });
   window.shifts = [];
   new PerformanceObserver((list) => {
     for (const shift of list.getEntries()) {
@@ -58,18 +62,15 @@ def test_tokens_are_shown_as_they_arrive_and_nothing_moves(
 ) -> None:
     page = open_page()
     drop(page, "chest.png")
-    stub.seconds_each = 0.03
+    stub.seconds_each = 0.05
     ask(page, NODULE)
     page.wait_for_selector("#result[data-phase=reasoning]")
-    page.evaluate(WATCH_SHIFTS)
-    lengths = []
-    for _ in range(8):
-        lengths.append(len(page.inner_text("#reasoning")))
-        page.wait_for_timeout(90)
+    page.evaluate(WATCH)
     done(page)
     page.wait_for_timeout(100)
-    assert lengths == sorted(lengths)
-    assert len(set(lengths)) > 4
+    lengths = page.evaluate("window.lengths")
+    assert lengths == sorted(set(lengths))
+    assert len(lengths) > 5
     assert page.evaluate("window.shifts") == []
 
 
