@@ -31,9 +31,9 @@ class Worker(threading.Thread):
             complete = False
             try:
                 complete = self._answer(job)
-            # The thread lives on whatever happens to one request; its reader is told.
-            except Exception as error:  # noqa: BLE001
-                job.emit(Failed(error))
+            # The thread lives on whatever happens to one request, a panic of Rust included; its reader is told.
+            except BaseException as error:  # noqa: BLE001
+                job.emit(Failed(error if isinstance(error, Exception) else RuntimeError(type(error).__name__)))
             finally:
                 self._line.finished(counts=complete)
                 self._metrics.kept(self._model.prefill.prefixes.nbytes)

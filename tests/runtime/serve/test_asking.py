@@ -200,11 +200,20 @@ def test_a_reader_that_reads_nothing_holds_up_nobody(serving: Any, asked: list[A
         lazy.close()
 
 
+class Panic(BaseException):
+    """As Rust's are in Python."""
+
+
+@pytest.mark.parametrize("error", [RuntimeError, Panic])
 def test_a_failure_is_told_and_the_next_question_answered(
-    serving: Any, asked: list[Any], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    error: type[BaseException],
+    serving: Any,
+    asked: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     def fail(*_: object) -> None:
-        raise RuntimeError("the patient is DOE^JOHN")
+        raise error("the patient is DOE^JOHN")
 
     with serving() as server:
         with monkeypatch.context() as patch:
