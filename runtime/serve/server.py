@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import functools
 import signal
 import socket
 import threading
@@ -60,6 +61,8 @@ async def _serve(service: Service, bound: socket.socket, ready: Callable[[Stop],
     server = uvicorn.Server(_config(service))
     # uvicorn's own way would end the process by the signal, not with code 0, and cut off who waits.
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign]
+    if service.settings.access.secure:
+        _limit_handshakes(service.settings.limits.header_s)
     told = asyncio.Event()
     with _signals(told) as stop:
         ending = asyncio.create_task(_end(service, server, told))
@@ -70,6 +73,13 @@ async def _serve(service: Service, bound: socket.socket, ready: Callable[[Stop],
         await serving
         ending.cancel()
     service.preparer.close()
+
+
+def _limit_handshakes(seconds: float) -> None:
+    """Give TLS's handshakes less than asyncio's minute: connections are not counted before they are through."""
+    loop = asyncio.get_running_loop()
+    # uvicorn has no option that it would hand on.
+    loop.create_server = functools.partial(loop.create_server, ssl_handshake_timeout=seconds)  # type: ignore[method-assign]
 
 
 async def _end(service: Service, server: uvicorn.Server, told: asyncio.Event) -> None:

@@ -16,8 +16,9 @@ class Limits:
     """queue: requests that may wait. wait_s: how long one may wait. body_bytes: of a request. images: of a request.
 
     text: characters of all messages of a request. pixels: of all images of a request. waiting_bytes: decoded images of
-    all requests that wait. answers: `n`. header_s: until a request's headers are complete. chunk_s: between two pieces
-    of a body, or for a client to take what it is sent. body_s: until a body is complete. connections: at a time.
+    all requests that wait. answers: `n`. header_s: until TLS's handshake is done, and until a request's headers are
+    complete. chunk_s: between two pieces of a body, or for a client to take what it is sent. body_s: until a body is
+    complete. connections: at a time.
     """
 
     queue: int = 16

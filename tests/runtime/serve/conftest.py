@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -94,15 +95,33 @@ def served_model(demo_bundle: Path) -> MedVLM:
 
 
 @pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A certificate of localhost by itself, and its key."""
+    if not shutil.which("openssl"):
+        pytest.skip("needs openssl")
+    folder = tmp_path_factory.mktemp("certificate")
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    words = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    words += ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(cert)]
+    subprocess.run(words, check=True, capture_output=True)
+    return cert, key
+
+
+@pytest.fixture(scope="session")
 def serving(served_model: MedVLM, demo_bundle: Path) -> Serving:
-    """Call it with limits, and with a token if need be, for a server over the demo model."""
+    """Call it with limits, and with a token or a certificate if need be, for a server over the demo model."""
     from medvlm.runtime.serve.server import open_socket, serve
     from medvlm.runtime.serve.service import start_service
     from medvlm.runtime.serve.settings import Access, Limits, Settings
 
     @contextlib.contextmanager
-    def running(token: str | None = None, model: MedVLM = served_model, **limits: Any) -> Iterator[Running]:
-        access = Access("127.0.0.1", 0, token)
+    def running(
+        token: str | None = None,
+        model: MedVLM = served_model,
+        tls: tuple[Path | None, Path | None] = (None, None),
+        **limits: Any,
+    ) -> Iterator[Running]:
+        access = Access("127.0.0.1", 0, token, tls_cert=tls[0], tls_key=tls[1])
         bound = open_socket(access)
         port = bound.getsockname()[1]
         settings = Settings(access, Limits(**limits))

@@ -1,9 +1,12 @@
 """Clients that mean no good, or that fail half-way: the server lives, and the next one is answered."""
 
 import contextlib
+import http.client
 import resource
 import socket
+import ssl
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -63,6 +66,17 @@ def test_headers_of_a_second_request_have_their_time_too(impatient: Any) -> None
 def test_a_connection_that_says_nothing_is_closed(impatient: Any) -> None:
     with impatient.connect() as connection:
         assert ended(connection)
+
+
+def test_a_handshake_that_does_not_come_is_not_waited_for(serving: Any, certificate: tuple[Path, Path]) -> None:
+    cert, key = certificate
+    with serving(tls=(cert, key), header_s=0.5) as server:
+        with server.connect() as connection:
+            assert ended(connection)
+        trusting = ssl.create_default_context(cafile=str(cert))
+        with contextlib.closing(http.client.HTTPSConnection("localhost", server.port, context=trusting)) as client:
+            client.request("GET", "/healthz")
+            assert client.getresponse().status == 200
 
 
 def test_a_body_that_comes_slowly_is_given_up(impatient: Any) -> None:

@@ -4,7 +4,6 @@ import contextlib
 import http.client
 import importlib.util
 import json
-import shutil
 import signal
 import socket
 import ssl
@@ -80,13 +79,8 @@ def test_the_audit_log_has_a_line_for_each_answer_and_no_word_of_them(
     assert CliRunner().invoke(main, ["audit", "verify", str(log)]).exit_code == 0
 
 
-def test_it_speaks_tls(start: Any, tmp_path: Path) -> None:
-    if not shutil.which("openssl"):
-        pytest.skip("needs openssl")
-    key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
-    words = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
-    words += ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(cert)]
-    subprocess.run(words, check=True, capture_output=True)
+def test_it_speaks_tls(start: Any, certificate: tuple[Path, Path]) -> None:
+    cert, key = certificate
     with start("--tls-cert", str(cert), "--tls-key", str(key)) as process:
         assert process.said.startswith("Serving at https://")
         context = ssl.create_default_context(cafile=str(cert))
