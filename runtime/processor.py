@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,18 +12,16 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from .bundle import TOKENIZER, Bundle
+from .decoded import DecodedImages
 from .dicom.view import DEFAULT_VIEW, View
 from .errors import BundleError, InputError
-from .images import ImageSource, LoadedImage, decode_image, load_image, read_encoded
+from .images import ImageSource, LoadedImage, load_image, read_encoded
 from .manifest import Manifest, Preprocessing
 from .positions import mrope_positions
 from .prefix import Contents, find_spans
 from .preprocess import Patches, preprocess, token_grid, with_pixel_limits
 from .prompt import check_question, check_text, parse_options, question_text
 from .turns import Exchange, render_turns
-
-# Decoded files are kept for the next question, as far as their pixels fit in this.
-_DECODED_BYTES = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -101,7 +98,7 @@ class Processor:
         self._reserved = [
             token.content for token in self.tokenizer.get_added_tokens_decoder().values() if token.special
         ]
-        self._decoded: OrderedDict[tuple[str, str, View], LoadedImage] = OrderedDict()
+        self._decoded = DecodedImages()
 
     def prepare(
         self,
@@ -150,22 +147,13 @@ class Processor:
         check_text(system or "", self._reserved, "the system message")
 
     def _load(self, source: ImageSource | LoadedImage, view: View) -> LoadedImage:
-        """The image in `source`, from memory where the same file was decoded before.
-
-        A file's name is part of the key only because notes speak of it: its content always is.
-        """
+        """The image in `source`, from memory where the same file was decoded before."""
         if isinstance(source, LoadedImage):
             return source
         encoded = read_encoded(source)
         if encoded is None:
             return load_image(source, view)
-        content, name = encoded
-        key = hashlib.sha256(content).hexdigest(), name, view
-        image = self._decoded.pop(key, None) or decode_image(content, name, view)
-        self._decoded[key] = image
-        while sum(math.prod(kept.pixels.size) * 3 for kept in self._decoded.values()) > _DECODED_BYTES:
-            self._decoded.popitem(last=False)
-        return image
+        return self._decoded.load(*encoded, view)
 
     def _check_length(self, question: str, grids: Sequence[tuple[int, int]]) -> None:
         """Refuse what cannot fit in any context, before pixels are resized or a book is tokenized."""

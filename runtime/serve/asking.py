@@ -31,7 +31,7 @@ def entered(service: Service, request: Request, job: Job) -> Iterator[None]:
         yield
     finally:
         watcher.cancel()
-        job.cancelled.set()
+        job.close()
         service.line.leave(job)
 
 

@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from ..decoded import pixel_bytes
 from ..decoding import Decoding
 from ..processor import Request
 from ..result import Answer
-from .decoded import pixel_bytes
 from .errors import ClientGone, stopping
 from .logprobs import TokenLikelihood
 
@@ -76,10 +76,20 @@ class Job:
     def emit(self, event: Event) -> None:
         """Tell the reader, from any thread."""
         try:
-            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+            self._loop.call_soon_threadsafe(self._put, event)
         except RuntimeError:
             # The loop is closed: the server was told twice to stop, and nobody reads any more.
             self.cancelled.set()
+
+    def _put(self, event: Event) -> None:
+        # A failure that nobody reads would hold the job by its traceback, as the job holds it: images with no end.
+        if not self.cancelled.is_set():
+            self._events.put_nowait(event)
+
+    def close(self) -> None:
+        """Nobody reads any more: the worker stops within a token."""
+        self.cancelled.set()
+        self._events = asyncio.Queue()
 
     def refuse(self) -> None:
         """Tell the reader that the server stops before this was answered."""

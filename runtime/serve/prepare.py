@@ -8,18 +8,17 @@ from typing import TypeVar
 
 from ..cli_options import Asking
 from ..context import check_fit
+from ..decoded import DecodedImages
 from ..errors import InputError
 from ..images import LoadedImage
 from ..processor import Processor, Request
 from ..turns import Exchange
-from .decoded import DecodedImages
 from .errors import ApiError
 from .messages import ImagePart, Turn
 from .settings import Limits
 
 # Decoding an image of 100 megapixels takes some hundred megabytes, and cores that the model wants.
 _AT_ONCE = 2
-_DECODED_BYTES = 1 << 26
 T = TypeVar("T")
 
 
@@ -29,7 +28,7 @@ class Preparer:
     def __init__(self, processor: Processor, max_length: int, asking: Asking, limits: Limits) -> None:
         """asking: the limits and the form of all prompts. max_length: tokens of prompt and answer together."""
         self._processor, self._max_length, self._asking, self._limits = processor, max_length, asking, limits
-        self._decoded = DecodedImages(_DECODED_BYTES)
+        self._decoded = DecodedImages()
         self._threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="medvlm-prepare")
 
     async def prepare(self, turns: Sequence[Turn], system: str | None = None) -> tuple[Request, float]:
@@ -78,7 +77,7 @@ class Preparer:
         pixels = 0
         for number, part in enumerate(parts, start=1):
             name = "the image" if len(parts) == 1 else f"image {number}"
-            loaded.append(self._decoded.load(part, name))
+            loaded.append(self._decoded.load(part.content, name, part.view))
             pixels += loaded[-1].pixels.width * loaded[-1].pixels.height
             if pixels > self._limits.pixels:
                 most = self._limits.pixels // 10**6

@@ -16,11 +16,11 @@ PREFIX_MB = 0
 WATCHED = """
 from pathlib import Path
 import sys
-from medvlm.runtime import processor
+from medvlm.runtime import decoded
 from medvlm.runtime.cli import main
 from medvlm.runtime.evaluation.results import Results
 
-processor._DECODED_BYTES = 4_000_000
+decoded._MOST_BYTES = 4_000_000
 
 append, watched = Results.append, Path(sys.argv.pop(1)).open("w")
 

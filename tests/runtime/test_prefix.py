@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from medvlm.demo.dataset import Item, make_item
 from medvlm.runtime import MedVLM, MedVLMError
+from medvlm.runtime import decoded as decoded_module
 from medvlm.runtime import images as images_module
-from medvlm.runtime import processor as processor_module
 from medvlm.runtime.decoder import Decoder
 from medvlm.runtime.decoding import Decoding
 from medvlm.runtime.device_decoder import AnyDecoder
@@ -338,7 +338,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     decode = images_module.decode_image
     monkeypatch.setattr(
-        processor_module, "decode_image", lambda content, name, view: names.append(name) or decode(content, name, view)
+        decoded_module, "decode_image", lambda content, name, view: names.append(name) or decode(content, name, view)
     )
     return names
 
@@ -504,7 +504,7 @@ def test_image_turned_on_its_side_is_not_mistaken(model: MedVLM, encoded: list[i
 def test_decoded_files_are_kept_within_a_bound(
     model: MedVLM, tmp_path: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(processor_module, "_DECODED_BYTES", 2 * 100 * 100 * 3)
+    monkeypatch.setattr(decoded_module, "_MOST_BYTES", 2 * 100 * 100 * 3)
     paths = [tmp_path / f"{i}.png" for i in range(3)]
     for i, path in enumerate(paths):
         Image.new("L", (100, 100), i).save(path)

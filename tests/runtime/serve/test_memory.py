@@ -2,12 +2,14 @@
 
 import gc
 import json
+import threading
 import time
 import weakref
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from medvlm.runtime import decoded
 from medvlm.runtime.decoder import Decoder
 from medvlm.runtime.images import LoadedImage, decode_image
 
@@ -26,8 +28,6 @@ def no_collector() -> Iterator[None]:
 @pytest.fixture
 def loaded(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[LoadedImage]]:
     """Every image that the server decodes; none is kept for the next question."""
-    from medvlm.runtime.serve import decoded, prepare
-
     images: list[weakref.ref[LoadedImage]] = []
 
     def decode(*arguments: Any) -> LoadedImage:
@@ -36,7 +36,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[LoadedImage]]:
         return image
 
     monkeypatch.setattr(decoded, "decode_image", decode)
-    monkeypatch.setattr(prepare, "_DECODED_BYTES", 0)
+    monkeypatch.setattr(decoded, "_MOST_BYTES", 0)
     return images
 
 
@@ -75,13 +75,26 @@ def test_an_image_is_forgotten_with_its_request(
         # Left while it waits or is answered.
         body = json.dumps({"messages": one.messages, "stream": True}).encode()
         head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        whole = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
         for _ in range(3):
             with server.connect() as connection:
-                connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+                connection.sendall(whole)
                 connection.recv(1)
         with monkeypatch.context() as patch:
             patch.setattr(Decoder, "prefill", lambda *_: 1 / 0)
             assert server.chat(one.messages).status == 500
             assert b"error" in server.chat(one.messages, stream=True).body
+            left = threading.Event()
+            patch.setattr(Decoder, "prefill", lambda *_: left.wait(60) / 0)
+            with server.connect() as connection:
+                connection.sendall(whole)
+                connection.recv(1)
+            # Failed when its client had left, of which the free seat tells.
+            deadline = time.monotonic() + 30
+            while server.service.questions._taken and time.monotonic() < deadline:
+                time.sleep(0.01)
+            left.set()
+            while not server.service.line.idle:
+                time.sleep(0.01)
         assert len(loaded) >= 10
         assert forgotten(loaded, server)

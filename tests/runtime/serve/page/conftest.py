@@ -5,6 +5,7 @@ import io
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import urljoin
 
 import numpy as np
 import pytest
@@ -33,7 +34,10 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def open_at(browser: Any) -> Iterator[Callable[..., Any]]:
-    """Call it with an address for the page there; an error of a script or a breach of the CSP fails the test."""
+    """Call it with an address for the page there.
+
+    An error of a script, a breach of the CSP, or a request to anyone but the page's own server fails the test.
+    """
     contexts, faults = [], []
 
     def open_it(address: str, **options: Any) -> Any:
@@ -42,6 +46,8 @@ def open_at(browser: Any) -> Iterator[Callable[..., Any]]:
         page.set_default_timeout(PATIENCE_MS)
         page.on("pageerror", lambda error: faults.append(f"{error}\n{error.stack}"))
         page.on("console", lambda said: faults.append(said.text) if "Content Security" in said.text else None)
+        own = (urljoin(address, "/"), "blob:", "data:")
+        page.on("request", lambda asked: None if asked.url.startswith(own) else faults.append(f"asked {asked.url}"))
         page.goto(address)
         page.wait_for_selector("#server-state[data-state=ready]")
         return page

@@ -37,17 +37,19 @@ BUNDLE = "5e8f" * 16
 class Stub:
     """What the stub does, which a test may change at any time, and what it saw.
 
-    seconds_each: between two tokens. queue: places in the line that it tells of first. refusal: (status, headers,
-    message) in place of an answer. cut_after: pieces after which it breaks off. hold: while it is set, answers wait.
-    answers: recorded ones, that are given in turn. requests: the bodies of the questions. previews: the views asked
-    for. bearer: the token that it wants. stopped: answers of which the client went away.
+    seconds_each: between two tokens. place: where who asks stands in the line, until it is None. refusal: (status,
+    headers, message) in place of an answer. cut_after: pieces after which it breaks off. hold: while it is set, answers
+    wait behind `hold_after` pieces. answers: recorded ones, that are given in turn. requests: the bodies of the
+    questions. previews: the views asked for. bearer: the token that it wants. stopped: answers of which the client went
+    away.
     """
 
     seconds_each: float = 0.0
-    queue: list[tuple[int, float]] = field(default_factory=list)
+    place: tuple[int, float] | None = None
     refusal: tuple[int, dict[str, str], str] | None = None
     cut_after: int | None = None
     hold: threading.Event = field(default_factory=threading.Event)
+    hold_after: int = 0
     answers: list[dict[str, Any]] = field(default_factory=lambda: list(ANSWERS))
     demo: bool = True
     bearer: str = ""
@@ -178,15 +180,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def play(self, recorded: dict[str, Any]) -> None:
         stub = self.stub
-        for position, wait in stub.queue:
-            self.event({"choices": [], "medvlm": {"queue": {"position": position, "wait_s": wait}}})
-            time.sleep(stub.seconds_each)
-        while stub.hold.is_set():
-            self.event({"choices": []})
+        while (place := stub.place) is not None:
+            self.event({"choices": [], "medvlm": {"queue": {"position": place[0], "wait_s": place[1]}}})
             time.sleep(0.02)
         pieces = [("reasoning_content", text) for text in recorded["reasoning"]]
         pieces += [("content", text) for text in recorded["content"]]
         for index, (name, text) in enumerate(pieces):
+            while stub.hold.is_set() and index >= stub.hold_after:
+                self.event({"choices": []})
+                time.sleep(0.02)
             if index == stub.cut_after:
                 return
             self.event({"choices": [{"index": 0, "delta": {name: text}, "finish_reason": None}]})

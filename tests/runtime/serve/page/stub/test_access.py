@@ -78,11 +78,13 @@ def test_everything_can_be_done_by_keyboard(open_page: Callable[..., Any], stub:
     page.keyboard.type("Liver")
     press(page, "Enter")
     page.keyboard.type("Heart")
-    stub.seconds_each = 0.03
+    stub.hold_after = 5
+    stub.hold.set()
     press(page, "Control+Enter")
     page.wait_for_selector("#result[data-phase=reasoning]")
     # The option that had the focus is out of sight now; the focus went to what can be done next.
     assert page.evaluate("document.activeElement.id") == "stop"
+    stub.hold.clear()
     page.wait_for_selector("#result[data-phase=done]")
     assert page.evaluate("document.activeElement.id") == "ask"
     asked = stub.requests[0]["messages"][0]["content"]

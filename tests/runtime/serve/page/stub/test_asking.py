@@ -62,10 +62,12 @@ def test_tokens_are_shown_as_they_arrive_and_nothing_moves(
 ) -> None:
     page = open_page()
     drop(page, "chest.png")
-    stub.seconds_each = 0.05
+    stub.seconds_each, stub.hold_after = 0.05, 5
+    stub.hold.set()
     ask(page, NODULE)
     page.wait_for_selector("#result[data-phase=reasoning]")
     page.evaluate(WATCH)
+    stub.hold.clear()
     done(page)
     page.wait_for_timeout(100)
     lengths = page.evaluate("window.lengths")
@@ -79,7 +81,8 @@ def test_stop_ends_the_answer_and_keeps_what_was_said(
 ) -> None:
     page = open_page()
     drop(page, "chest.png")
-    stub.seconds_each = 0.05
+    stub.hold_after = 8
+    stub.hold.set()
     ask(page, NODULE)
     expect(page.locator("#reasoning")).to_contain_text("frontal X-ray")
     page.click("#stop")
@@ -124,11 +127,13 @@ def test_the_place_in_the_line_and_the_wait_are_told(
     open_page: Callable[..., Any], stub: Any, drop: Any, ask: Any
 ) -> None:
     page = open_page()
-    stub.queue, stub.seconds_each = [(3, 12.4), (1, 4.0)], 0.3
+    stub.place = (3, 12.4)
     ask(page, NODULE)
     expect(page.locator("#answer-text")).to_have_text("3 answers come first, about 12 s")
+    stub.place = (1, 4.0)
     expect(page.locator("#answer-text")).to_have_text("Next in line, about 4 s")
-    page.wait_for_selector("#result[data-phase=reasoning]")
+    stub.place = None
+    done(page)
 
 
 def test_several_images_stand_side_by_side_and_are_asked_in_their_order(
