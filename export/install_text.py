@@ -52,6 +52,15 @@ B) CT"
 ```
 
 `--audit FILE` keeps a sealed log of the answers. `{run} --help` says the rest.
+{page}"""
+_PAGE = """
+## 5. A page for the browser
+
+```{shell}
+{run} serve bundle
+```
+
+It prints the page's address, which only this machine reaches. `Ctrl-C` ends it.
 """
 _SIGNED = """\
 The model is signed. `PUBLIC_KEY.pem` is the key of whoever signed it. Get it another way than this folder: a key that
@@ -60,8 +69,8 @@ _UNSIGNED = """\
 The model is not signed: this finds damage, and not somebody who changed the model together with its digests."""
 
 
-def install_text(target: Target, *, signed: bool) -> str:
-    """The text for a target; signed: whether the bundle is."""
+def install_text(target: Target, *, signed: bool, serves: bool = False) -> str:
+    """The text for a target; signed: whether the bundle is; serves: whether the kit has what `medvlm serve` needs."""
     commands = _windows(target) if target.windows else _posix(target)
     run = commands["run"]
     verify = f"{run} verify bundle" + (" --public-key PUBLIC_KEY.pem" if signed else "")
@@ -70,6 +79,7 @@ def install_text(target: Target, *, signed: bool) -> str:
         python=target.python,
         verify=verify,
         verify_text=_SIGNED if signed else _UNSIGNED,
+        page=_PAGE.format(**commands) if serves else "",
         **commands,
     )
 

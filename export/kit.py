@@ -74,7 +74,9 @@ class Kit:
         digests = {name: sha256(folder / "bundle" / name) for name in unlisted}
         sbom = make_sbom(self._wheelhouse, manifest, digests)
         _write(folder / "requirements.txt", self._wheelhouse.lock())
-        _write(folder / "INSTALL.md", install_text(self._plan.target, signed=SIGNATURE in digests))
+        plan = self._plan
+        text = install_text(plan.target, signed=SIGNATURE in digests, serves="serve" in plan.extras)
+        _write(folder / "INSTALL.md", text)
         _write(folder / "sbom.cdx.json", json.dumps(sbom, indent=1, ensure_ascii=False) + "\n")
         _write(folder / SUMS, _sums(folder))
         self.digest = sha256(folder / SUMS)

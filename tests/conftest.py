@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -19,6 +20,10 @@ from medvlm.export.recipe import make_recipe
 from medvlm.runtime import MedVLM
 from medvlm.runtime.dataset import DatasetItem, read_dataset
 from PIL import Image
+
+# Before torch is imported: several processes that each compute with all cores wait for each other more than they work.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # An example's time says nothing on a busy machine. The examples are the same in every run, so that a commit passes or
 # fails for good; `pytest --hypothesis-profile=search` looks at others.

@@ -305,6 +305,16 @@ def test_install_text_says_how_the_target_does_it(target: Target, signed: bool) 
     assert "{" not in text.replace("ForEach-Object {", "").replace("{ ", "").replace("${file}", "")
 
 
+@pytest.mark.parametrize("target", [LINUX, WINDOWS])
+def test_install_text_tells_of_the_page_where_the_kit_can_serve_it(target: Target) -> None:
+    assert "serve bundle" not in install_text(target, signed=True)
+    before, told, after = install_text(target, signed=True, serves=True).partition("## 5. A page for the browser")
+    assert told
+    assert before == install_text(target, signed=True) + "\n"
+    assert f"{'powershell' if target.windows else 'sh'}\nmedvlm-venv" in after
+    assert "medvlm serve bundle\n" in after
+
+
 def test_install_text_takes_the_python_and_the_tools_that_the_target_has() -> None:
     """The newest Python that `py` finds by itself may be another; macOS before 15 has no sha256sum."""
     assert "py -3.11 -m venv" in install_text(WINDOWS, signed=False)
