@@ -11,6 +11,8 @@ const SHARE_OF_BODY = 0.74;
 export class ImageTaking {
   /** @type {Set<ImageItem>} */
   #open = new Set();
+  /** @type {ImageItem[]} those whose place was taken, which is theirs again if nothing of the new can be read */
+  #replaced = [];
 
   /**
    * @param {import("./viewer.js").Viewer} viewer
@@ -32,6 +34,7 @@ export class ImageTaking {
     const wrong = wrongWith([...kept.map((item) => item.file), ...files], limits);
     tellOfImages(wrong);
     if (wrong || !files.length) return;
+    this.#replaced = way === "add" ? [] : this.viewer.items;
     const items = files.map((file) => new ImageItem(file, file.name || "pasted image"));
     this.viewer.setItems([...kept, ...items], items[0]);
     for (const item of items) void this.#load(item);
@@ -50,8 +53,9 @@ export class ImageTaking {
    */
   closeUnneeded(entries) {
     for (const item of this.viewer.items) this.#open.add(item);
+    const needed = [...this.viewer.items, ...this.#replaced, ...entries.flatMap((entry) => entry.images)];
     for (const item of this.#open) {
-      if (this.viewer.items.includes(item) || entries.some((entry) => entry.images.includes(item))) continue;
+      if (needed.includes(item)) continue;
       item.close();
       this.#open.delete(item);
     }
@@ -60,11 +64,16 @@ export class ImageTaking {
   /** @param {ImageItem} item */
   async #load(item) {
     await item.settled();
-    if (!item.failure) return;
+    if (!item.failure) {
+      this.#replaced = [];
+      return;
+    }
     const { kind, advice } = item.failure;
     if (kind !== "refused") return this.tell(item.failure);
     tellOfImages(advice);
-    if (item.preview === null) this.viewer.setItems(this.viewer.items.filter((each) => each !== item));
+    if (item.preview !== null || !this.viewer.items.includes(item)) return;
+    const others = this.viewer.items.filter((each) => each !== item);
+    this.viewer.setItems(others.length ? others : this.#replaced);
   }
 
   /** Tell of a window that was refused until another is wanted. */

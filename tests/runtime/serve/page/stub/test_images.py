@@ -235,6 +235,22 @@ def test_a_file_that_is_no_image_is_refused_in_words_and_not_shown(open_page: Ca
     assert page.locator(".tile").count() == 0
 
 
+def test_a_file_that_is_no_image_takes_no_images_place(
+    open_page: Callable[..., Any], stub: Any, drop: Any, ask: Any
+) -> None:
+    page = open_page()
+    drop(page, "chest.png")
+    drop(page, "ct.dcm", zone="add")
+    drop(page, "letter.pdf", content=b"%PDF-1.7 no image at all", shown=False)
+    expect(page.locator("#viewer-failure")).to_contain_text("not an image")
+    expect(page.locator(".tile:not(.loading) img[src]")).to_have_count(2)
+    assert page.locator(".tile .name").all_inner_texts() == ["1  chest.png", "2  ct.dcm"]
+    assert all(page.locator(".tile img").evaluate_all("(images) => images.map((image) => image.naturalWidth)"))
+    ask(page, stub.answers[0])
+    page.wait_for_selector("#result[data-phase=done]")
+    assert len(stub.requests[0]["messages"][0]["content"]) == 3
+
+
 def test_more_images_than_a_question_may_have_are_refused(
     open_page: Callable[..., Any], drop: Any, scan: bytes
 ) -> None:
