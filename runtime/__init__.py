@@ -2,7 +2,7 @@
 
 from .decoding import Decoding
 from .dicom.view import View, Window
-from .errors import AuditError, BundleError, CheckpointError, InputError, MedVLMError
+from .errors import AuditError, BundleError, CheckpointError, InputError, Interrupted, MedVLMError
 from .model import MedVLM
 from .result import Answer, Timings
 from .sampling import Sampling
@@ -15,6 +15,7 @@ __all__ = [
     "CheckpointError",
     "Decoding",
     "InputError",
+    "Interrupted",
     "MedVLM",
     "MedVLMError",
     "Sampling",

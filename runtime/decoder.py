@@ -23,10 +23,14 @@ _SLOTS_AT_ONCE = 256
 
 @dataclass(frozen=True)
 class DecoderSessions:
-    """The decoder's graph, and the one that only fills the cache; None where prompts go through the decoder."""
+    """The decoder's graph, and the one that only fills the cache; None where prompts go through the decoder.
+
+    options: onnxruntime.RunOptions of every run, which its types do not name.
+    """
 
     decode: "InferenceSession"
     prefill: "InferenceSession | None"
+    options: Any
 
 
 @dataclass(frozen=True)
@@ -144,7 +148,7 @@ class Decoder:
         self._seqlens_k[0] = total - 1
         self._total[()] = total
         started = time.perf_counter()
-        session.run_with_iobinding(binding)
+        session.run_with_iobinding(binding, self._sessions.options)
         self.graph_s += time.perf_counter() - started
         self.length = total
 

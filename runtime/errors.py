@@ -17,6 +17,10 @@ class AuditError(MedVLMError):
     """The audit log cannot be written, so that no answer may be given."""
 
 
+class Interrupted(MedVLMError):  # noqa: N818 - somebody wanted it so
+    """Another thread ended the computation; see `medvlm.runtime.interruption`."""
+
+
 class BundleError(InputError):
     """The bundle is missing, damaged, or made for another version."""
 

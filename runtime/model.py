@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,18 +14,19 @@ from .accelerator import Accelerator
 from .audit_record import Recorder
 from .batch import answer_batch
 from .batch_decoder import BatchDecoder
-from .bundle import CUDA_DECODER, CUDA_VISION, DECODER, EMBEDDINGS, PREFILL, VISION, Bundle, open_bundle
+from .bundle import DECODER, EMBEDDINGS, Bundle, open_bundle
 from .constrain import AnswerForm, ending_tokens
 from .context import check_fit, context_length
-from .decoder import DecoderSessions
 from .decoding import DEFAULT_DECODING, Decoding
-from .device import Computing, arena_limit, choose_device, half_kv_bytes
+from .device import choose_device, half_kv_bytes
 from .device_decoder import AnyDecoder, new_sequence
 from .dicom.view import DEFAULT_VIEW, View
 from .embeddings import EmbeddingTable
 from .errors import InputError
 from .generate import Generation, Limits, Rows, Token, generate, generate_alone
+from .graphs import open_graphs
 from .images import ImageSource, LoadedImage
+from .interruption import Interruption
 from .logits import Logits
 from .lookup import PromptLookup
 from .prefill import Prefill
@@ -33,13 +34,10 @@ from .prefix import PrefixCache
 from .processor import Processor, Request
 from .result import Answer
 from .sampling import Sampler
-from .session import check_device, one_line_failures, open_on, open_sessions
+from .session import check_device, one_line_failures
 from .stream import Clock, Progress, Record, Stream
 from .threads import usable_cores
 from .vision import VisionEncoder
-
-if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
 
 DEFAULT_PREFIX_MB = 512
 # Tokens of a given text that go through the decoder at once: it keeps the logits of a call for every number of tokens.
@@ -53,6 +51,7 @@ class MedVLM:
 
     A question about images of an earlier one goes on from there: their features, and the KV cache up to where the
     prompts differ, are kept. Not safe for use from several threads at once: give each its own instance, or a lock.
+    Another thread may set `interruption`: what is computed then ends early, and raises `Interrupted`.
     """
 
     def __init__(
@@ -89,8 +88,9 @@ class MedVLM:
         )
         gpu = self._computing.gpu
         with one_line_failures("loading", gpu):
-            vision, self._sessions = _open_graphs(bundle, self._computing, threads, limit)
-        self._vision = VisionEncoder(vision, bundle.manifest.vision)
+            self.interruption = Interruption()
+            vision, self._sessions = open_graphs(bundle, self._computing, threads, limit, self.interruption)
+        self._vision = VisionEncoder(vision, bundle.manifest.vision, self.interruption.options)
         token_bytes = dims.kv_bytes_per_token if gpu is None else half_kv_bytes(dims)
         # Not a method: the prefixes would hold the model, which would then outlive its last user.
         self._new_sequence = partial(new_sequence, self._sessions, self._embeddings, dims, gpu)
@@ -349,28 +349,6 @@ class _Reporting:
         """As `Decoder.extend`."""
         with one_line_failures("decode", self._gpu):
             return self._decoder.extend(token_ids)
-
-
-def _open_graphs(
-    bundle: Bundle, computing: Computing, threads: int | None, limit: int | None
-) -> "tuple[InferenceSession, DecoderSessions]":
-    """The sessions of the vision encoder and of the decoder."""
-    if computing.gpu is not None and computing.needed is not None:
-        vision, decoder = (
-            open_on(
-                computing.gpu,
-                bundle.path(name),
-                threads,
-                arena_limit(computing.needed, limit, stepwise=stepwise),
-                stepwise=stepwise,
-            )
-            for name, stepwise in ((CUDA_VISION, False), (CUDA_DECODER, True))
-        )
-        return vision, DecoderSessions(decoder, None)
-    graphs = [name for name in (PREFILL, DECODER, VISION) if name in bundle.manifest.files]
-    opened = open_sessions([bundle.path(name) for name in graphs], threads, bundle.path(DECODER))
-    by_name = dict(zip(graphs, opened, strict=True))
-    return by_name[VISION], DecoderSessions(by_name[DECODER], by_name.get(PREFILL))
 
 
 def check_threads(threads: int | None) -> int | None:

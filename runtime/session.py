@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .accelerator import Accelerator, out_of_memory
-from .errors import InputError, MedVLMError, first_line
+from .errors import InputError, Interrupted, MedVLMError, first_line
 from .threads import usable_cores
 
 # onnxruntime reads this at import, and its wheels carry telemetry that is on without it.
@@ -27,6 +27,9 @@ _CPU_INFO = Path("/proc/cpuinfo")
 
 # Errors are raised as well; logged, they would be second lines.
 _LOG_FATAL_ONLY = 4
+
+# What it says of a run that `RunOptions.terminate` ended.
+_TERMINATED = "terminate flag being set to true"
 
 # How onnxruntime's arena, CUDA and cuBLAS say that a GPU's memory is full; the first says how much was asked for.
 _NO_MEMORY = re.compile(
@@ -159,6 +162,8 @@ def one_line_failures(what: str, gpu: Accelerator | None = None) -> Iterator[Non
     except MedVLMError:
         raise
     except Exception as error:
+        if _TERMINATED in str(error):
+            raise Interrupted(f"{what} was interrupted") from error
         raise memory_error(error, what, gpu) or MedVLMError(
             f"onnxruntime failed at {what}: {first_line(error)}"
         ) from error

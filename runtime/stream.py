@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from .answer import parse_answer
 from .constrain import AnswerForm
-from .errors import MedVLMError
+from .errors import Interrupted, MedVLMError
 from .generate import Token
 from .lookup import PromptLookup
 from .options import margin
@@ -208,7 +208,7 @@ class Stream(Iterator[str]):
                 if token.text and (yield token.text):
                     break
             answer = transcript.answer()
-        except (GeneratorExit, KeyboardInterrupt):
+        except (GeneratorExit, Interrupted, KeyboardInterrupt):
             record("stopped", transcript.elapsed_s, None)
             raise
         except Exception:

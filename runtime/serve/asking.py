@@ -32,6 +32,7 @@ def entered(service: Service, request: Request, job: Job) -> Iterator[None]:
     finally:
         watcher.cancel()
         job.close()
+        service.worker.interrupt(job)
         service.line.leave(job)
 
 

@@ -23,11 +23,14 @@ class Worker(threading.Thread):
     def __init__(self, model: MedVLM, line: Line[Job], metrics: "Metrics") -> None:
         super().__init__(name="medvlm-worker", daemon=True)
         self._model, self._line, self._metrics = model, line, metrics
+        self._changing = threading.Lock()
+        self._running: Job | None = None
 
     def run(self) -> None:
         """Answer what is in the line."""
-        while (job := self._line.take()) is not None:
+        for job in iter(self._line.take, None):
             self._metrics.waited(time.monotonic() - job.entered)
+            self._turn_to(job)
             complete = False
             try:
                 complete = self._answer(job)
@@ -35,8 +38,23 @@ class Worker(threading.Thread):
             except BaseException as error:  # noqa: BLE001
                 job.emit(Failed(error if isinstance(error, Exception) else RuntimeError(type(error).__name__)))
             finally:
+                # Its images go now, and not when the next one comes.
+                del job
+                self._turn_to(None)
                 self._line.finished(counts=complete)
                 self._metrics.kept(self._model.prefill.prefixes.nbytes)
+
+    def interrupt(self, job: Job) -> None:
+        """End what is computed for a job whose reader has left: an image, a prompt or a token. From any thread."""
+        with self._changing:
+            if self._running is job:
+                self._model.interruption.set()
+
+    def _turn_to(self, job: Job | None) -> None:
+        # Together: what was meant for the job before must not end this one.
+        with self._changing:
+            self._running = job
+            self._model.interruption.clear()
 
     def _answer(self, job: Job) -> bool:
         """Give all answers of a job; False where its client went away before."""

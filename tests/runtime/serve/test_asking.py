@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import json
 import socket
 import threading
@@ -12,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 from medvlm.runtime.decoder import Decoder
+from medvlm.runtime.preprocess import Patches
+from medvlm.runtime.vision import VisionEncoder
 from numpy.typing import NDArray
 
 pytest.importorskip("uvicorn", reason="needs the extra serve")
@@ -89,6 +92,28 @@ def test_a_client_that_goes_away_stops_its_answer_within_a_token(
         assert steps.count <= before + 2
         steps.hurry()
         assert server.chat(asked[0].messages).status == 200
+
+
+def test_an_image_that_is_read_for_a_client_who_went_away_is_given_up(
+    serving: Any, asked: list[Any], large_png: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The encoder is given the work of hours."""
+    begun, encode = threading.Event(), VisionEncoder.encode
+
+    def again_and_again(encoder: VisionEncoder, patches: Patches) -> None:
+        while True:
+            begun.set()
+            encode(encoder, patches)
+
+    with serving() as server:
+        with monkeypatch.context() as patch:
+            patch.setattr(VisionEncoder, "encode", again_and_again)
+            unknown = dataclasses.replace(asked[0], png=large_png)
+            connection = post(server, unknown.messages)
+            assert begun.wait(30)
+            connection.close()
+            assert eventually(lambda: server.service.line.idle)
+        assert server.chat(asked[0].messages).json["medvlm"]["choice"]
 
 
 def test_a_client_that_goes_away_while_it_waits_is_never_answered(serving: Any, asked: list[Any], steps: Steps) -> None:
