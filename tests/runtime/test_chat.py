@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
-from medvlm.runtime import model as model_module
+from medvlm.runtime import graphs as graphs_module
 from medvlm.runtime.chat import read_questions
 from medvlm.runtime.cli import main
 from medvlm.runtime.decoder import Decoder
@@ -140,7 +140,7 @@ def test_options_reach_the_model(tiny_bundle: Path, image_path: Path) -> None:
 def test_what_is_wrong_from_the_start_is_one_line(
     tiny_bundle: Path, image_path: Path, words: tuple[object, ...], says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model_module, "open_sessions", lambda *_: pytest.fail("a session was opened"))
+    monkeypatch.setattr(graphs_module, "open_sessions", lambda *_: pytest.fail("a session was opened"))
     result = chat(tiny_bundle, image_path, *words, stdin=questions(FIRST))
     assert (result.exit_code, result.stdout) == (2, "")
     assert says in error_line(result)

@@ -17,7 +17,7 @@ import onnx
 import pytest
 from click.testing import CliRunner, Result
 from medvlm.runtime import Answer, Timings
-from medvlm.runtime import model as model_module
+from medvlm.runtime import graphs as graphs_module
 from medvlm.runtime.cli import main
 from medvlm.runtime.decoder import Decoder
 from medvlm.runtime.manifest import Manifest
@@ -59,7 +59,7 @@ def no_session(monkeypatch: pytest.MonkeyPatch) -> None:
     def open_sessions(*_: object) -> None:
         pytest.fail("a session was opened")
 
-    monkeypatch.setattr(model_module, "open_sessions", open_sessions)
+    monkeypatch.setattr(graphs_module, "open_sessions", open_sessions)
 
 
 # What it says

@@ -22,7 +22,7 @@ from medvlm.export.convert import export
 from medvlm.export.recipe import make_recipe
 from medvlm.runtime import Answer, InputError, MedVLM, MedVLMError, Timings
 from medvlm.runtime import compare as compare_module
-from medvlm.runtime import model as model_module
+from medvlm.runtime import graphs as graphs_module
 from medvlm.runtime.answer import parse_answer
 from medvlm.runtime.cli import main
 from medvlm.runtime.compare import PLAIN, compare, plan, reference
@@ -66,7 +66,7 @@ def comparison(exact_bundle: Path, demo_bundle: Path, items: list[DatasetItem]) 
 @pytest.fixture
 def no_session(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails the test where a session is opened."""
-    monkeypatch.setattr(model_module, "open_sessions", lambda *_: pytest.fail("a session was opened"))
+    monkeypatch.setattr(graphs_module, "open_sessions", lambda *_: pytest.fail("a session was opened"))
 
 
 # What is measured

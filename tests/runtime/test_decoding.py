@@ -13,7 +13,7 @@ from medvlm.demo.dataset import Item
 from medvlm.export.convert import export
 from medvlm.export.recipe import make_recipe
 from medvlm.runtime import InputError, MedVLM
-from medvlm.runtime import model as model_module
+from medvlm.runtime import graphs as graphs_module
 from medvlm.runtime.cli import main
 from medvlm.runtime.constrain import MAX_ENDING
 from medvlm.runtime.decoding import Decoding
@@ -405,7 +405,7 @@ def test_options_of_decoding_reach_the_model(demo_bundle: Path, image_path: Path
 def test_bad_option_is_one_line_before_a_session_is_opened(
     tiny_bundle: Path, image_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[object, ...], says: str
 ) -> None:
-    monkeypatch.setattr(model_module, "open_sessions", lambda *_: pytest.fail("a session was opened"))
+    monkeypatch.setattr(graphs_module, "open_sessions", lambda *_: pytest.fail("a session was opened"))
     result = ask(tiny_bundle, image_path, *words)
     assert (result.exit_code, result.stdout) == (2, "")
     (line,) = result.stderr.splitlines()

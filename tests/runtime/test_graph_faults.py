@@ -10,7 +10,7 @@ from typing import Any
 import onnx
 import pytest
 from medvlm.runtime import BundleError, MedVLM
-from medvlm.runtime import model as model_module
+from medvlm.runtime import graphs as graphs_module
 from medvlm.runtime.bundle import find_faults, open_bundle, read_manifest
 from medvlm.runtime.graph_signature import Signature, Value, declared
 from onnx import TensorProto
@@ -22,7 +22,7 @@ Change = Callable[[onnx.ModelProto], None]
 @pytest.fixture(autouse=True)
 def no_session(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails the test where onnxruntime gets a file."""
-    monkeypatch.setattr(model_module, "open_sessions", lambda *_: pytest.fail("onnxruntime got a file"))
+    monkeypatch.setattr(graphs_module, "open_sessions", lambda *_: pytest.fail("onnxruntime got a file"))
 
 
 def accept(bundle: Path, name: str) -> None:

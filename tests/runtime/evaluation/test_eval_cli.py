@@ -22,7 +22,7 @@ from medvlm.demo.dataset import Item
 from medvlm.demo.evaluate import answer_all, blank, share
 from medvlm.demo.saved import save_dataset
 from medvlm.runtime import MedVLM
-from medvlm.runtime import model as model_module
+from medvlm.runtime import graphs as graphs_module
 from medvlm.runtime.cli import main
 from medvlm.runtime.compare import PLAIN
 from PIL import Image
@@ -126,7 +126,7 @@ def test_finished_results_are_told_again_without_loading_the_model(
     demo_bundle: Path, dataset: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = evaluate(demo_bundle, dataset, "--out", out, "--questions", 3)
-    monkeypatch.setattr(model_module, "open_sessions", lambda *_: pytest.fail("a session was opened"))
+    monkeypatch.setattr(graphs_module, "open_sessions", lambda *_: pytest.fail("a session was opened"))
     again = evaluate(demo_bundle, dataset, "--out", out, "--questions", 3)
     assert (again.exit_code, again.stdout, again.stderr) == (0, first.stdout, "")
 
