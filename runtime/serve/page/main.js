@@ -17,7 +17,7 @@ import { SessionList } from "./session_list.js";
 import { setUpTheme } from "./theme.js";
 import { setPresets, setUpToolbar } from "./toolbar.js";
 import { Viewer } from "./viewer.js";
-import { modelName } from "./words.js";
+import { modelName, reasoningOf } from "./words.js";
 
 /** @type {import("./types.js").Info | null} */
 let info = null;
@@ -100,7 +100,7 @@ function finish(entry) {
     return;
   }
   const { letter, text, detail } = answerInWords(entry);
-  announceText(entry.reasoning, true);
+  announceText(reasoningOf(entry), true);
   announce([entry.phase === "done" ? "Answer" : "", letter, text, detail].filter(Boolean).join(". "));
 }
 
@@ -129,7 +129,7 @@ function redraw(entry) {
     session.update(entry);
     if (session.selected === entry) result.update();
   });
-  if (isRunning(entry)) announceText(entry.reasoning, false);
+  if (isRunning(entry)) announceText(reasoningOf(entry), false);
 }
 
 function update() {

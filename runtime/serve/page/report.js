@@ -3,7 +3,7 @@
 import { byId, make } from "./dom.js";
 import { answerInWords } from "./result.js";
 import { stages } from "./timings.js";
-import { cautions, letterOf, modelName, percent, seconds } from "./words.js";
+import { cautions, letterOf, modelName, percent, reasoningOf, seconds } from "./words.js";
 
 /**
  * @param {import("./types.js").Entry} entry
@@ -22,7 +22,7 @@ export function makeReport(entry, info) {
       make("p", { text: answer.detail }),
       ...notes(entry),
     ),
-    section("Reasoning", make("p", { class: "text", text: entry.reasoning.trim() || "none" })),
+    section("Reasoning", make("p", { class: "text", text: reasoningOf(entry) || "none" })),
     section("Made by", facts(entry, info)),
   );
 }

@@ -2,7 +2,7 @@
 
 import { byId, make, setText } from "./dom.js";
 import { drawTimings } from "./timings.js";
-import { cautions, isClose, letterOf, marginInWords, percent, withoutTags } from "./words.js";
+import { cautions, isClose, letterOf, marginInWords, percent, reasoningOf, withoutTags } from "./words.js";
 
 /** Follows one entry. Places are kept free for what is still to come, so that nothing moves while text arrives. */
 export class Result {
@@ -62,7 +62,7 @@ export class Result {
   /** @param {import("./types.js").Entry} entry */
   #drawReasoning(entry) {
     const box = this.reasoning;
-    const text = entry.reasoning.trim();
+    const text = reasoningOf(entry);
     if (box.textContent === text) return;
     const followed = box.scrollHeight - box.scrollTop - box.clientHeight < 24;
     const node = box.firstChild;

@@ -88,6 +88,18 @@ export function clock(time) {
   return time.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
 }
 
+/**
+ * The reasoning before a letter. Of a model that left its tags out it is what stands before the answer, as the runtime
+ * reads it; where there is no letter to choose, that is the answer.
+ *
+ * @param {import("./types.js").Entry} entry
+ */
+export function reasoningOf({ reasoning, content, question }) {
+  if (reasoning.trim() || question.options.length === 0) return reasoning.trim();
+  // The end may be a tag that has not come to its own end.
+  return content.split("<answer>")[0].replace(/<[a-z]*$/, "").trim();
+}
+
 /** @param {string} content of an answer, with its tags */
 export function withoutTags(content) {
   return content.replace(/<\/?(?:answer|think)>?/g, "").trim();

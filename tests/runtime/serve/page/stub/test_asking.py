@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from medvlm.runtime.answer import parse_answer
 
 expect = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra test").expect
 
@@ -177,6 +178,22 @@ def test_a_question_without_options_has_its_text_as_answer(open_page: Callable[.
     assert page.inner_text("#answer-text") == "A frontal X-ray <b>of the chest</b>."
     assert stub.requests[0]["messages"][0]["content"][-1]["text"] == "Describe the image."
     assert page.is_hidden("#bars")
+
+
+def test_reasoning_without_its_tags_is_shown_as_the_runtime_reads_it(
+    open_page: Callable[..., Any], stub: Any, ask: Any
+) -> None:
+    page = open_page()
+    said = ["The lungs are clear.", " So C", " <", "ans", "wer>C</answer>"]
+    stub.answers = [{**NODULE, "reasoning": [], "content": said}]
+    stub.hold_after = 4
+    stub.hold.set()
+    ask(page, NODULE)
+    expect(page.locator("#reasoning")).to_have_text("The lungs are clear. So C")
+    stub.hold.clear()
+    done(page)
+    assert page.inner_text("#reasoning") == parse_answer("".join(said), dict.fromkeys("ABCD", "")).reasoning
+    assert page.inner_text("#letter") == "C"
 
 
 def test_what_is_unusual_about_an_answer_is_said_in_words(open_page: Callable[..., Any], stub: Any, ask: Any) -> None:
