@@ -1,8 +1,11 @@
 """What Prometheus is told: counts and times, and nothing of what was asked."""
 
+from collections.abc import Sequence
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
+from ..prefix import ImageSpan
 from ..result import Answer
 from .line import Line
 
@@ -47,8 +50,8 @@ class Metrics:
         """A request left the queue to be answered."""
         self._waits.observe(seconds)
 
-    def answered(self, answer: Answer) -> None:
-        """An answer is complete."""
+    def answered(self, answer: Answer, images: Sequence[ImageSpan]) -> None:
+        """An answer is complete. images: where those of its prompt stand."""
         self._first.observe(answer.timings.first_token_s)
         if answer.timings.decode_tokens_per_s:
             self._rates.observe(answer.timings.decode_tokens_per_s)
@@ -57,7 +60,7 @@ class Metrics:
         self._tokens["visual"].inc(answer.visual_tokens)
         self._tokens["cached"].inc(answer.cached_tokens)
         self._tokens["new"].inc(answer.new_tokens)
-        if answer.cached_tokens > answer.visual_tokens:
+        if images and images[-1].end <= answer.cached_tokens:
             self._hits.inc()
 
     def kept(self, nbytes: int) -> None:

@@ -68,7 +68,7 @@ class Worker(threading.Thread):
                 answer = _read(stream, job, index)
             if answer is None:
                 return False
-            self._metrics.answered(answer)
+            self._metrics.answered(answer, job.request.contents.images)
             likelihoods = None
             if job.top_logprobs is not None and not job.cancelled.is_set():
                 likelihoods = measure(self._model, job.request, answer, job.top_logprobs)
