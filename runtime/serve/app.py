@@ -17,7 +17,7 @@ from ..dicom.view import PRESETS
 from ..errors import MedVLMError
 from .ask import ask, preview
 from .chat import chat, model, models
-from .errors import ApiError, ClientGone, as_api_error
+from .errors import ApiError, ClientGone, as_api_error, let_go
 from .security import Security, send_error
 from .service import Service, report_unexpected
 
@@ -133,7 +133,8 @@ class _Endpoint:
             except Exception as error:  # noqa: BLE001 - the client is told that something failed, and no more
                 if not isinstance(error, ApiError | MedVLMError):
                     report_unexpected(error)
-                # Its traceback would hold this frame, which holds it, and so the request's images.
+                let_go(error)
+                # Its traceback would hold this frame, which holds it.
                 refusal = as_api_error(error).with_traceback(None)
                 self._service.metrics.requested(self._path, refusal.status)
                 await send_error(refusal, send)

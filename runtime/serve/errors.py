@@ -1,5 +1,6 @@
 """What a client is told when its request is not answered, in OpenAI's form."""
 
+import traceback
 from typing import Any
 
 from ..errors import AuditError, InputError, MedVLMError
@@ -31,6 +32,21 @@ class ApiError(Exception):
 
 class ClientGone(Exception):  # noqa: N818 - nobody is left to be told of an error
     """The client went away before its answer was complete."""
+
+
+def let_go(error: BaseException) -> None:
+    """Drop what the functions held that an error came through: images, which Python's collector may find much later.
+
+    Tracebacks and frames can hold each other, by `contextlib`'s own ones in newer versions.
+    """
+    seen: set[int] = set()
+    errors: list[BaseException | None] = [error]
+    while errors:
+        one = errors.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            traceback.clear_frames(one.__traceback__)
+            errors += one.__cause__, one.__context__
 
 
 def busy(seconds: float) -> ApiError:

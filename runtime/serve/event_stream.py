@@ -8,7 +8,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ..errors import MedVLMError
-from .errors import ApiError, ClientGone, as_api_error
+from .errors import ApiError, ClientGone, as_api_error, let_go
 from .service import report_unexpected
 
 # A proxy that gathers what it passes on would undo the streaming.
@@ -38,6 +38,7 @@ class EventStream(Response):
         except Exception as error:  # noqa: BLE001 - whatever it is, the client is told
             if not isinstance(error, ApiError | MedVLMError):
                 report_unexpected(error)
+            let_go(error)
             await _send_data(send, json.dumps(as_api_error(error).body()))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

@@ -91,6 +91,7 @@ async def _end(service: Service, server: uvicorn.Server, told: asyncio.Event) ->
         await asyncio.sleep(_LOOK_EVERY_S)
     server.should_exit = True
     await told.wait()
+    service.cut_off()
     server.force_exit = True
 
 

@@ -55,6 +55,12 @@ class Service:
         for job in self.line.close():
             job.refuse()
 
+    def cut_off(self) -> None:
+        """Refuse what is being answered, too."""
+        job = self.worker.running
+        if job is not None:
+            job.refuse()
+
 
 def start_service(model: MedVLM, bundle: Bundle, asking: Asking, settings: Settings) -> Service:
     """Everything but the network; the worker's thread runs."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ..model import MedVLM
 from ..result import Answer
 from ..stream import Stream
+from .errors import let_go
 from .job import Begun, Ended, Failed, Job, Piece
 from .line import Line
 from .logprobs import measure
@@ -24,7 +25,8 @@ class Worker(threading.Thread):
         super().__init__(name="medvlm-worker", daemon=True)
         self._model, self._line, self._metrics = model, line, metrics
         self._changing = threading.Lock()
-        self._running: Job | None = None
+        # What is being answered now.
+        self.running: Job | None = None
 
     def run(self) -> None:
         """Answer what is in the line."""
@@ -36,6 +38,7 @@ class Worker(threading.Thread):
                 complete = self._answer(job)
             # The thread lives on whatever happens to one request, a panic of Rust included; its reader is told.
             except BaseException as error:  # noqa: BLE001
+                let_go(error)
                 job.emit(Failed(error if isinstance(error, Exception) else RuntimeError(type(error).__name__)))
             finally:
                 # Its images go now, and not when the next one comes.
@@ -47,13 +50,13 @@ class Worker(threading.Thread):
     def interrupt(self, job: Job) -> None:
         """End what is computed for a job whose reader has left: an image, a prompt or a token. From any thread."""
         with self._changing:
-            if self._running is job:
+            if self.running is job:
                 self._model.interruption.set()
 
     def _turn_to(self, job: Job | None) -> None:
         # Together: what was meant for the job before must not end this one.
         with self._changing:
-            self._running = job
+            self.running = job
             self._model.interruption.clear()
 
     def _answer(self, job: Job) -> bool:
