@@ -7,8 +7,9 @@ from collections import OrderedDict
 from .dicom.view import View
 from .images import LoadedImage, decode_image
 
-# Of the pixels that are kept.
+# Of the pixels that are kept, and what an image of few takes beside them.
 _MOST_BYTES = 1 << 26
+_LEAST_BYTES = 1 << 12
 
 
 class DecodedImages:
@@ -17,6 +18,7 @@ class DecodedImages:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._kept: OrderedDict[tuple[bytes, str, View], LoadedImage] = OrderedDict()
+        self._nbytes = 0
 
     def load(self, content: bytes, name: str, view: View) -> LoadedImage:
         """The image that a file holds, which messages and notes call `name`. Raises `InputError`.
@@ -25,13 +27,24 @@ class DecodedImages:
         """
         key = hashlib.sha256(content).digest(), name, view
         with self._lock:
-            found = self._kept.pop(key, None)
-        image = found or decode_image(content, name, view)
+            image = self._kept.get(key)
+        image = image or decode_image(content, name, view)
         with self._lock:
-            self._kept[key] = image
-            while sum(map(pixel_bytes, self._kept.values())) > _MOST_BYTES:
-                self._kept.popitem(last=False)
+            self._keep(key, image)
         return image
+
+    def _keep(self, key: tuple[bytes, str, View], image: LoadedImage) -> None:
+        if key not in self._kept:
+            self._nbytes += _kept_bytes(image)
+        self._kept[key] = image
+        self._kept.move_to_end(key)
+        while self._nbytes > _MOST_BYTES:
+            _, dropped = self._kept.popitem(last=False)
+            self._nbytes -= _kept_bytes(dropped)
+
+
+def _kept_bytes(image: LoadedImage) -> int:
+    return max(pixel_bytes(image), _LEAST_BYTES)
 
 
 def pixel_bytes(image: LoadedImage) -> int:

@@ -127,7 +127,8 @@ class _Endpoint:
         with ExitStack() as held:
             try:
                 response = await self._handler(self._service, Request(scope, receive), held)
-            except ClientGone:
+            except ClientGone as gone:
+                let_go(gone)
                 self._service.metrics.requested(self._path, 499)
                 return
             except Exception as error:  # noqa: BLE001 - the client is told that something failed, and no more

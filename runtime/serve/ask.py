@@ -14,14 +14,16 @@ from starlette.responses import JSONResponse, Response
 from ..decoding import DEFAULT_MAX_NEW_TOKENS, Decoding
 from ..dicom.view import View, read_view
 from ..images import LoadedImage
-from .asking import client_of, entered, wait_for_turn
+from .asking import client_of, entered, present, unless, wait_for_turn
 from .body import Form, read_form
-from .chat_request import make_decoding
-from .errors import ApiError
+from .chat_request import check_user, make_decoding
+from .errors import ApiError, stopping
 from .job import Ended, Job
 from .messages import ImagePart, Turn
 from .service import Service
 
+# As JSON writes it.
+_NUMBER = r"-?[0-9]{1,20}(\.[0-9]{1,20})?([eE][+-]?[0-9]{1,3})?"
 _VIEW = ("window", "frame", "montage")
 _ASK = ("question", *_VIEW, "max_new_tokens", "temperature", "top_p", "seed", "user")
 # The longer side of a preview: more than a screen shows, and a page holds it several times.
@@ -30,18 +32,30 @@ _LONGEST_SIDE = 4096
 
 async def ask(service: Service, request: Request, held: ExitStack) -> Response:
     """Answer with the JSON of `medvlm ask --json`."""
-    held.enter_context(service.questions.seat())
-    job = await _read(service, request)
-    held.enter_context(entered(service, request, job))
+    job = await _read(service, request, held)
     async for _ in wait_for_turn(service, job):
         pass
     answers = [event.answer async for event in job.events() if isinstance(event, Ended)]
     return JSONResponse(dataclasses.asdict(answers[-1]))
 
 
-async def _read(service: Service, request: Request) -> Job:
-    """What is asked. The images' files are not kept while it waits."""
-    form = await read_form(request, service.settings.limits)
+async def _read(service: Service, request: Request, held: ExitStack) -> Job:
+    """What is asked, in the line. The images' files are not kept while it waits."""
+    service.questions.check()
+    with service.bodies.body() as grow:
+        form = await unless(read_form(request, service.settings.limits, grow), (service.draining, stopping()))
+        held.enter_context(service.questions.seat())
+        presence = held.enter_context(present(service, request))
+        turn, decoding, user = _asked(form, service)
+        del form
+        prepared, seconds = await presence.during(service.preparer.prepare([turn], presence.left))
+    job = Job(prepared, decoding, preprocess_s=seconds, client=client_of(request, user))
+    held.enter_context(entered(service, presence, job))
+    return job
+
+
+def _asked(form: Form, service: Service) -> tuple[Turn, Decoding, str]:
+    """The question with its images, how it is to be answered, and for whom."""
     _check_names(form, ("image",), _ASK)
     images, question = _read_images(form, service), form.text("question")
     if question is None or len(question) > service.settings.limits.text:
@@ -49,19 +63,22 @@ async def _read(service: Service, request: Request) -> Job:
     decoding = _read_decoding(form)
     # As from a file of Windows: a form sends its lines' ends so.
     turn = Turn(images, question.replace("\r\n", "\n").strip(), None)
-    prepared, seconds = await service.preparer.prepare([turn])
-    return Job(prepared, decoding, preprocess_s=seconds, client=client_of(request, form.text("user") or ""))
+    return turn, decoding, check_user(form.text("user") or "")
 
 
 async def preview(service: Service, request: Request, held: ExitStack) -> Response:
     """Show an image as the model would see it before it is resized."""
-    held.enter_context(service.looks.seat())
-    form = await read_form(request, service.settings.limits)
-    _check_names(form, ("image",), _VIEW)
-    (part, *others) = _read_images(form, service) or (None,)
-    if part is None or others:
-        raise ApiError(400, "give one image", param="image")
-    return JSONResponse(await service.preparer.run(_look, service, part))
+    service.looks.check()
+    with service.bodies.body() as grow:
+        form = await unless(read_form(request, service.settings.limits, grow), (service.draining, stopping()))
+        held.enter_context(service.looks.seat())
+        presence = held.enter_context(present(service, request))
+        _check_names(form, ("image",), _VIEW)
+        (part, *others) = _read_images(form, service) or (None,)
+        if part is None or others:
+            raise ApiError(400, "give one image", param="image")
+        del form
+        return JSONResponse(await presence.during(service.preparer.run(_look, service, part)))
 
 
 def _look(service: Service, part: ImagePart) -> dict[str, Any]:
@@ -136,7 +153,6 @@ def _number(form: Form, name: str) -> float | None:
     text = (form.text(name) or "").strip()
     if not text:
         return None
-    try:
-        return float(text)
-    except ValueError:
-        raise ApiError(400, f"{name} is not a number", param=name) from None
+    if not re.fullmatch(_NUMBER, text):
+        raise ApiError(400, f"{name} is not a number", param=name)
+    return float(text)

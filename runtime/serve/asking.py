@@ -2,18 +2,21 @@
 
 import asyncio
 import contextlib
+import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from typing import TypeVar
 
 from starlette.requests import Request
 
-from .errors import ApiError
+from .errors import ApiError, ClientGone, stopping
 from .job import Begun, Job
 from .line import Place
 from .service import Service
 
 # How often a client that waits is told its place, seconds.
 _TELL_EVERY_S = 1.0
+T = TypeVar("T")
 
 
 def client_of(request: Request, user: str) -> str:
@@ -22,24 +25,70 @@ def client_of(request: Request, user: str) -> str:
     return f"{host} {user}"
 
 
+class Presence:
+    """Whether who asked is still there. For the event loop's thread; others may look at `left`."""
+
+    def __init__(self, draining: asyncio.Event) -> None:
+        self.left = threading.Event()
+        self._draining, self._leaving = draining, asyncio.Event()
+        self._job: Job | None = None
+
+    async def during(self, work: Awaitable[T]) -> T:
+        """What `work` gives; cancelled, and that raised, where the client leaves before or the server stops."""
+        return await unless(work, (self._leaving, ClientGone()), (self._draining, stopping()))
+
+    def wait_for(self, job: Job) -> None:
+        """The job is abandoned when the client leaves."""
+        self._job = job
+        if self.left.is_set():
+            job.abandon()
+
+    async def watch(self, request: Request) -> None:
+        """Notice the client's leaving, behind the end of its body."""
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        self.left.set()
+        self._leaving.set()
+        if self._job is not None:
+            self._job.abandon()
+
+
 @contextlib.contextmanager
-def entered(service: Service, request: Request, job: Job) -> Iterator[None]:
-    """While it lasts the job is in the line or being answered, unless its client goes away."""
-    service.line.enter(job)
-    watcher = asyncio.create_task(_watch(request, job))
+def present(service: Service, request: Request) -> Iterator[Presence]:
+    """The client's presence, watched while it lasts. The body has been read."""
+    presence = Presence(service.draining)
+    watcher = asyncio.create_task(presence.watch(request))
     try:
-        yield
+        yield presence
     finally:
         watcher.cancel()
+
+
+@contextlib.contextmanager
+def entered(service: Service, presence: Presence, job: Job) -> Iterator[None]:
+    """While it lasts the job is in the line or being answered, unless its client goes away."""
+    service.line.enter(job)
+    try:
+        presence.wait_for(job)
+        yield
+    finally:
         job.close()
         service.worker.interrupt(job)
         service.line.leave(job)
 
 
-async def _watch(request: Request, job: Job) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-    job.abandon()
+async def unless(work: Awaitable[T], *ends: tuple[asyncio.Event, Exception]) -> T:
+    """What `work` gives, unless one of the events comes first: `work` is cancelled then, and the exception raised."""
+    task = asyncio.ensure_future(work)
+    waits = [asyncio.ensure_future(event.wait()) for event, _ in ends]
+    try:
+        await asyncio.wait([task, *waits], return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise next(error for event, error in ends if event.is_set())
+    finally:
+        for each in (task, *waits):
+            each.cancel()
 
 
 async def wait_for_turn(service: Service, job: Job) -> AsyncIterator[Place]:

@@ -2,8 +2,9 @@
 
 import asyncio
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from starlette.requests import Request
 from starlette.types import Receive
@@ -33,38 +34,44 @@ class Form:
         return found[0] if found else None
 
 
-async def read_json(request: Request, limits: Limits) -> dict[str, Any]:
+Grow: TypeAlias = Callable[[int], None]
+"""Called with the size of each piece, before it is kept; raises `ApiError` where all bodies together are too large."""
+
+
+async def read_json(request: Request, limits: Limits, grow: Grow) -> dict[str, Any]:
     """The object in a body. Raises `ApiError`."""
     _check_type(request, _JSON)
-    content = await read_body(request, limits)
+    content = await read_body(request, limits, grow)
     return await asyncio.to_thread(parse_json, content)
 
 
-async def read_form(request: Request, limits: Limits) -> Form:
+async def read_form(request: Request, limits: Limits, grow: Grow) -> Form:
     """The parts of a multipart body. Raises `ApiError`."""
     _check_type(request, _MULTIPART)
-    content = await read_body(request, limits)
+    content = await read_body(request, limits, grow)
     return await asyncio.to_thread(parse_form, content, request.headers["content-type"])
 
 
-async def read_body(request: Request, limits: Limits) -> bytes:
+async def read_body(request: Request, limits: Limits, grow: Grow) -> bytes:
     """The body. Raises `ApiError` for one that is too large or too slow, `ClientGone` where it breaks off."""
     length = request.headers.get("content-length", "0")
     if not length.isdecimal() or int(length) > limits.body_bytes:
         raise _too_large(limits)
     try:
-        return await asyncio.wait_for(_receive_all(request.receive, limits), limits.body_s)
+        return await asyncio.wait_for(_receive_all(request.receive, limits, grow), limits.body_s)
     except asyncio.TimeoutError:
         raise ApiError(408, "the request took too long to arrive; send it again") from None
 
 
-async def _receive_all(receive: Receive, limits: Limits) -> bytes:
+async def _receive_all(receive: Receive, limits: Limits, grow: Grow) -> bytes:
     content, more = bytearray(), True
     while more:
         message = await asyncio.wait_for(receive(), limits.chunk_s)
         if message["type"] == "http.disconnect":
             raise ClientGone
-        content += message.get("body", b"")
+        piece = message.get("body", b"")
+        grow(len(piece))
+        content += piece
         if len(content) > limits.body_bytes:
             raise _too_large(limits)
         more = message.get("more_body", False)
@@ -76,7 +83,7 @@ def parse_json(content: bytes) -> dict[str, Any]:
     if sum(map(content.count, _MARKS)) > _MOST_MARKS:
         raise ApiError(400, "the body holds too many parts; ask fewer questions in one request")
     try:
-        found = json.loads(content, parse_constant=_refuse_constant)
+        found = json.loads(content.decode("utf-8"), parse_constant=_refuse_constant)
     # Python's own limit of an integer's digits is a ValueError.
     except (ValueError, RecursionError):
         raise ApiError(400, "the body is not JSON in UTF-8; check its form") from None

@@ -1,5 +1,6 @@
 """POST /v1/chat/completions, and the models that there are."""
 
+import asyncio
 import dataclasses
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
@@ -8,11 +9,11 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from .asking import client_of, entered, wait_for_turn
+from .asking import client_of, entered, present, unless, wait_for_turn
 from .body import read_json
 from .chat_request import ChatRequest, read_chat
 from .chat_response import Reply
-from .errors import ApiError
+from .errors import ApiError, stopping
 from .event_stream import EventStream
 from .job import Ended, Job, Piece
 from .service import Service
@@ -21,9 +22,7 @@ from .splitting import Part, ThinkSplitter
 
 async def chat(service: Service, request: Request, held: ExitStack) -> Response:
     """Answer in the form of OpenAI's chat protocol. held: what lasts until the response is sent."""
-    held.enter_context(service.questions.seat())
-    job, asked = await _read(service, request)
-    held.enter_context(entered(service, request, job))
+    job, asked = await _read(service, request, held)
     reply = Reply(service.model, service.bundle, asked.seed, service.tokenizer)
     if asked.stream:
         return EventStream(_chunks(service, job, reply, asked))
@@ -36,11 +35,17 @@ async def chat(service: Service, request: Request, held: ExitStack) -> Response:
     return JSONResponse(reply.completion([one.ended() for one in said], [one.parts for one in said]))
 
 
-async def _read(service: Service, request: Request) -> tuple[Job, ChatRequest]:
-    """What is asked, without the images' files: they are not to be kept while it waits."""
-    body = await read_json(request, service.settings.limits)
-    asked = await service.preparer.run(read_chat, body, service.model, service.settings.limits)
-    prepared, seconds = await service.preparer.prepare(asked.turns, asked.system)
+async def _read(service: Service, request: Request, held: ExitStack) -> tuple[Job, ChatRequest]:
+    """What is asked, in the line, without the images' files: they are not to be kept while it waits."""
+    limits = service.settings.limits
+    service.questions.check()
+    with service.bodies.body() as grow:
+        body = await unless(read_json(request, limits, grow), (service.draining, stopping()))
+        held.enter_context(service.questions.seat())
+        presence = held.enter_context(present(service, request))
+        asked = await presence.during(asyncio.to_thread(read_chat, body, service.model, limits))
+        del body
+        prepared, seconds = await presence.during(service.preparer.prepare(asked.turns, presence.left, asked.system))
     job = Job(
         prepared,
         asked.decoding,
@@ -50,6 +55,7 @@ async def _read(service: Service, request: Request) -> tuple[Job, ChatRequest]:
         preprocess_s=seconds,
         client=client_of(request, asked.user),
     )
+    held.enter_context(entered(service, presence, job))
     return job, dataclasses.replace(asked, turns=())
 
 

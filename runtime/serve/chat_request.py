@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..decoding import DEFAULT_MAX_NEW_TOKENS, Decoding
+from ..errors import InputError
 from ..sampling import Sampling
 from .errors import ApiError
 from .fields import boolean, get, json_object, number, string, whole
@@ -13,6 +14,7 @@ from .messages import Turn, read_messages
 from .settings import Limits
 
 _MOST_STOPS, _LONGEST_STOP = 4, 200
+_LONGEST_USER = 256
 # What has no meaning here, with the values that ask for nothing.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "audio": (None,),
@@ -27,6 +29,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "response_format": (None, {"type": "text"}),
     "tool_choice": (None, "none", "auto"),
     "tools": (None, []),
+    "verbosity": (None, "medium"),
     "web_search_options": (None,),
 }
 _WHY = {
@@ -34,7 +37,7 @@ _WHY = {
 }
 # What changes nothing about an answer.
 _IGNORED = frozenset(
-    ("metadata", "parallel_tool_calls", "prompt_cache_key", "safety_identifier", "service_tier", "store", "verbosity")
+    ("metadata", "parallel_tool_calls", "prompt_cache_key", "safety_identifier", "service_tier", "store")
 )
 _READ = frozenset(
     ("logprobs", "max_completion_tokens", "max_tokens", "messages", "model", "n", "seed", "stop", "stream")
@@ -69,6 +72,8 @@ def read_chat(body: dict[str, Any], model: str, limits: Limits) -> ChatRequest:
         raise ApiError(404, f"there is no such model; this server has {model}", code="model_not_found", param="model")
     stream = get(body, "stream", boolean, False)
     options = get(body, "stream_options", json_object, {})
+    if unknown := set(options) - {"include_usage", "include_obfuscation"}:
+        raise ApiError(400, f"stream_options knows no {min(unknown)[:60]!r}; leave it out", param="stream_options")
     answers = get(body, "n", whole, 1)
     if not 1 <= answers <= limits.answers:
         raise ApiError(400, f"n is {answers}; give 1 to {limits.answers}", param="n")
@@ -85,8 +90,15 @@ def read_chat(body: dict[str, Any], model: str, limits: Limits) -> ChatRequest:
         top_logprobs=_read_logprobs(body, decoding),
         stream=stream,
         include_usage=get(options, "include_usage", boolean, False),
-        user=get(body, "user", string, ""),
+        user=check_user(get(body, "user", string, "")),
     )
+
+
+def check_user(user: str) -> str:
+    """`user` as it is. Raises `ApiError` for one that is longer than any name: it is kept while it waits."""
+    if len(user) > _LONGEST_USER:
+        raise ApiError(400, f"user is longer than {_LONGEST_USER} characters; shorten it", param="user")
+    return user
 
 
 def _check_names(body: dict[str, Any]) -> None:
@@ -104,11 +116,17 @@ def _same(value: Any, neutral: Any) -> bool:
 
 
 def _read_decoding(body: dict[str, Any]) -> Decoding:
-    tokens = get(body, "max_completion_tokens", whole, None)
-    tokens = get(body, "max_tokens", whole, DEFAULT_MAX_NEW_TOKENS) if tokens is None else tokens
+    name = "max_tokens" if body.get("max_completion_tokens") is None else "max_completion_tokens"
+    tokens = get(body, name, whole, DEFAULT_MAX_NEW_TOKENS)
     temperature = get(body, "temperature", number, 0.0)
     seed = get(body, "seed", whole, None)
-    return make_decoding(tokens, temperature, get(body, "top_p", number, 1.0), seed)
+    try:
+        return make_decoding(tokens, temperature, get(body, "top_p", number, 1.0), seed)
+    except InputError as error:
+        # It begins with the runtime's own name of what is wrong.
+        found, _, rest = str(error).partition(" ")
+        found = name if found == "max_new_tokens" else found
+        raise ApiError(400, f"{found} {rest}"[:200], param=found if found in _READ else None) from None
 
 
 def make_decoding(max_tokens: int, temperature: float, top_p: float, seed: int | None) -> Decoding:

@@ -2,8 +2,10 @@
 
 import importlib.util
 import logging
+import math
 import secrets
 import ssl
+import warnings
 from pathlib import Path
 
 import click
@@ -12,7 +14,7 @@ from ..cli_options import BUNDLE, Asking, Loading, asking_options, loading_optio
 from ..commands import ErrorCommand
 from ..errors import InputError, plain
 from ..processor import Processor
-from .settings import LOOPBACK_NAMES, Access, Limits, Settings, check_token, host_name, is_loopback
+from .settings import LOOPBACK_NAMES, Access, Limits, Settings, allowed_name, check_token, host_name, is_loopback
 
 _PACKAGES = ("starlette", "uvicorn", "python_multipart", "prometheus_client")
 _DEFAULTS = Limits()
@@ -78,9 +80,10 @@ def serve(
     questions and answers are kept in memory alone.
     """
     _check_installed()
-    # Libraries' warnings may quote what they choke on.
-    logging.disable()
     access = _read_access(host, port, token, tls_cert, tls_key, names)
+    if not math.isfinite(max_wait):
+        raise InputError("--max-wait is no number of seconds; give one, such as 300")
+    _silence()
     limits = Limits(queue=max_queue, wait_s=max_wait, images=max_images, body_bytes=max_body_mb * 2**20)
     from .server import open_socket
     from .server import serve as run
@@ -93,6 +96,14 @@ def serve(
     model = loading.load(opened, processor)
     service = start_service(model, opened, asking, Settings(access, limits))
     run(service, bound, lambda _stop: _say_where(access, bound.getsockname()[1], made=token is None))
+
+
+def _silence() -> None:
+    """Show no message and no warning of a library: it may quote what it chokes on."""
+    logging.disable()
+    # Not by a filter alone: `warnings.catch_warnings`, which Pillow's errors are read in, is not for several threads.
+    warnings.simplefilter("ignore")
+    warnings.showwarning = lambda *_arguments, **_named: None
 
 
 def _check_installed() -> None:
@@ -117,7 +128,7 @@ def _read_access(
         host=address.strip("[]"),
         port=port,
         token=None if token is None else check_token(token),
-        names=frozenset((*LOOPBACK_NAMES, address, *(name.lower() for name in names))),
+        names=frozenset((*LOOPBACK_NAMES, address, *map(allowed_name, names))),
         tls_cert=tls_cert,
         tls_key=tls_key,
     )

@@ -5,6 +5,7 @@ from typing import Any
 
 from ..errors import AuditError, InputError, MedVLMError
 
+_LONGEST_MESSAGE = 400
 _KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
@@ -64,15 +65,21 @@ def stopping() -> ApiError:
     return ApiError(503, "the server is stopping; ask again when it is back", code="stopping")
 
 
+def _one_line(error: MedVLMError) -> str:
+    """What it says, without most of a value that a client wrote."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= _LONGEST_MESSAGE else f"{text[:_LONGEST_MESSAGE]} …"
+
+
 def as_api_error(error: Exception) -> ApiError:
     """What a client is told of an error; of one that nobody expected, nothing but that there was one."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, InputError):
-        return ApiError(400, " ".join(str(error).split()))
+        return ApiError(400, _one_line(error))
     if isinstance(error, AuditError):
         # Its message names a file of the server's.
         return ApiError(500, "the audit log cannot be written, so no answer is given; tell who runs this server")
     if isinstance(error, MedVLMError):
-        return ApiError(500, " ".join(str(error).split()))
+        return ApiError(500, _one_line(error))
     return ApiError(500, "the server failed at this request; tell who runs it what you asked for")

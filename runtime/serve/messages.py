@@ -10,6 +10,9 @@ from .errors import ApiError
 from .fields import get, string, whole
 from .settings import Limits
 
+_LONGEST_HEAD = 200
+# Of other models' messages: what is left out would change what the answer rests on.
+_FOREIGN = ("tool_calls", "function_call", "audio")
 MEDIA_TYPES = ("application/dicom", "application/octet-stream")
 
 
@@ -38,6 +41,8 @@ def read_messages(messages: Any, limits: Limits) -> tuple[str | None, tuple[Turn
     turns = _Turns(limits)
     for message in messages:
         role, content = message.get("role"), message.get("content")
+        if foreign := [name for name in _FOREIGN if message.get(name)]:
+            raise ApiError(400, f"this model knows no {foreign[0]} in a message; leave it out", param="messages")
         if role in ("system", "developer") and not turns.begun:
             system.append(_joined_text(content))
         elif role == "user":
@@ -137,17 +142,18 @@ def _read_image(image: Any) -> ImagePart:
 
 def read_data_url(url: str) -> bytes:
     """What a `data:` URL holds. Raises `ApiError`, for every other URL too."""
-    scheme, _, rest = url.partition(":")
-    if scheme.lower() != "data":
+    # No more is looked at than such a head takes: the rest may be megabytes.
+    head, comma, _ = url[:_LONGEST_HEAD].partition(",")
+    scheme, _, kind = head.lower().partition(":")
+    if scheme != "data":
         raise ApiError(400, "images are taken from data: URLs alone; nothing is fetched", code="invalid_image_url")
-    kind, comma, payload = rest.partition(",")
-    media, *parameters = kind.lower().split(";")
+    media, *parameters = kind.split(";")
     if not comma or not parameters or parameters[-1].strip() != "base64":
         raise ApiError(400, "an image's data: URL should be in base64", code="invalid_image_url")
     if not media.startswith("image/") and media not in MEDIA_TYPES:
         raise ApiError(400, f"a data: URL should be of an image or {MEDIA_TYPES[0]}", code="invalid_image_url")
     try:
-        return base64.b64decode(payload, validate=True)
+        return base64.b64decode(url[len(head) + 1 :], validate=True)
     except (binascii.Error, ValueError):
         raise ApiError(400, "an image's data: URL is not sound base64", code="invalid_image_url") from None
 

@@ -1,6 +1,7 @@
 """From what was sent to a job: images decoded and the prompt built, in threads beside the model's."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ from ..errors import InputError
 from ..images import LoadedImage
 from ..processor import Processor, Request
 from ..turns import Exchange
-from .errors import ApiError
+from .errors import ApiError, ClientGone
 from .messages import ImagePart, Turn
 from .settings import Limits
 
@@ -31,9 +32,17 @@ class Preparer:
         self._decoded = DecodedImages()
         self._threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="medvlm-prepare")
 
-    async def prepare(self, turns: Sequence[Turn], system: str | None = None) -> tuple[Request, float]:
-        """The request, and the seconds that it took. Raises `InputError` and `ApiError` for what will not do."""
-        return await self.run(self._prepare, turns, system)
+    async def prepare(
+        self, turns: Sequence[Turn], left: threading.Event, system: str | None = None
+    ) -> tuple[Request, float]:
+        """The request, and the seconds that it took. Raises `InputError` and `ApiError` for what will not do.
+
+        left: set where the client is gone; no other image is decoded then.
+        """
+        if not any(turn.images for turn in turns):
+            # Nobody's text waits for others' images.
+            return await asyncio.to_thread(self._prepare, turns, left, system)
+        return await self.run(self._prepare, turns, left, system)
 
     async def run(self, work: Callable[..., T], *arguments: object) -> T:
         """`work` in one of the threads."""
@@ -43,9 +52,9 @@ class Preparer:
         """End the threads without waiting for what they do."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _prepare(self, turns: Sequence[Turn], system: str | None) -> tuple[Request, float]:
+    def _prepare(self, turns: Sequence[Turn], left: threading.Event, system: str | None) -> tuple[Request, float]:
         started = time.perf_counter()
-        loaded = iter(self.load([image for turn in turns for image in turn.images]))
+        loaded = iter(self.load([image for turn in turns for image in turn.images], left))
         images = [tuple(next(loaded) for _ in turn.images) for turn in turns]
         earlier = [
             Exchange(these, turn.text, turn.answer or "") for these, turn in zip(images, turns[:-1], strict=False)
@@ -71,11 +80,16 @@ class Preparer:
             ) from None
         return request, time.perf_counter() - started
 
-    def load(self, parts: Sequence[ImagePart]) -> list[LoadedImage]:
-        """The images, called by their numbers where there are several. Raises `InputError` and `ApiError`."""
+    def load(self, parts: Sequence[ImagePart], left: threading.Event | None = None) -> list[LoadedImage]:
+        """The images, called by their numbers where there are several. Raises `InputError` and `ApiError`.
+
+        left: as for `prepare`; raises `ClientGone`.
+        """
         loaded: list[LoadedImage] = []
         pixels = 0
         for number, part in enumerate(parts, start=1):
+            if left is not None and left.is_set():
+                raise ClientGone
             name = "the image" if len(parts) == 1 else f"image {number}"
             loaded.append(self._decoded.load(part.content, name, part.view))
             pixels += loaded[-1].pixels.width * loaded[-1].pixels.height

@@ -1,7 +1,8 @@
 """What one running server consists of."""
 
+import asyncio
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -14,7 +15,7 @@ from .job import Job
 from .line import Line
 from .metrics import Metrics
 from .prepare import Preparer
-from .seats import Seats
+from .seats import Bodies, Seats
 from .settings import Settings
 from .worker import Worker
 
@@ -22,11 +23,16 @@ from .worker import Worker
 _LEAST_VOCABULARY = 10_000
 # Previews that are decoded or wait for it, and when to try again.
 _LOOKS, _LOOK_AGAIN_S = 8, 1.0
+# Largest bodies at a time: a character of JSON may take four bytes for each of its own.
+_BODIES = 2
 
 
 @dataclass(frozen=True)
 class Service:
-    """bundle: the sha256 of its manifest. questions, looks: seats of who asks, and of who previews an image."""
+    """bundle: the sha256 of its manifest. questions, looks: seats of who asks, and of who previews an image.
+
+    draining: set once the server stops.
+    """
 
     settings: Settings
     manifest: Manifest
@@ -38,6 +44,8 @@ class Service:
     metrics: Metrics
     worker: Worker
     tokenizer: Tokenizer
+    bodies: Bodies
+    draining: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def model(self) -> str:
@@ -52,6 +60,7 @@ class Service:
     def drain(self) -> None:
         """Take no more questions, and refuse those that wait; the answer begun is finished."""
         self.questions.closed = self.looks.closed = True
+        self.draining.set()
         for job in self.line.close():
             job.refuse()
 
@@ -81,6 +90,7 @@ def start_service(model: MedVLM, bundle: Bundle, asking: Asking, settings: Setti
         metrics=metrics,
         worker=worker,
         tokenizer=model.processor.tokenizer,
+        bodies=Bodies(_BODIES * settings.limits.body_bytes),
     )
 
 

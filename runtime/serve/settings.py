@@ -1,6 +1,8 @@
 """What a server takes at most, and who may ask it."""
 
+import contextlib
 import ipaddress
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from ..errors import InputError, plain
 # What other programs ask with; a page fetches itself from no other site.
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
 _LEAST_TOKEN = 16
+_DNS_NAME = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*")
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,21 @@ def host_name(host: str) -> str:
     """An address as it stands in a URL: IPv6 in brackets."""
     address = _address(host)
     return f"[{address}]" if address.version == 6 else str(address)
+
+
+def allowed_name(name: str) -> str:
+    """A name as it stands in a Host header, lower case. Raises `InputError` for what no such header holds."""
+    with contextlib.suppress(ValueError):
+        return host_name(str(ipaddress.ip_address(name.strip("[]"))))
+    try:
+        written = name.encode("idna").decode("ascii").lower()
+    except UnicodeError:
+        written = ""
+    if not _DNS_NAME.fullmatch(written):
+        raise InputError(
+            f"--allow-host {plain(name)!r} is no name of a host; give it alone, without a scheme, a port or a path"
+        )
+    return written
 
 
 def check_token(token: str) -> str:

@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import json
 import socket
 import threading
@@ -12,7 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from medvlm.runtime import decoded
 from medvlm.runtime.decoder import Decoder
+from medvlm.runtime.images import LoadedImage, decode_image
 from medvlm.runtime.preprocess import Patches
 from medvlm.runtime.vision import VisionEncoder
 from numpy.typing import NDArray
@@ -50,13 +53,13 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
     return steps
 
 
-def post(server: Any, messages: Any, **parameters: Any) -> socket.socket:
-    """A question on a connection of its own."""
+def post(server: Any, messages: Any, *, tail: bytes = b"", **parameters: Any) -> socket.socket:
+    """A question on a connection of its own, with bytes behind it."""
     body = json.dumps({"messages": messages, **parameters}).encode()
     connection = server.connect()
     head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     head += f"Content-Length: {len(body)}\r\n\r\n"
-    connection.sendall(head.encode() + body)
+    connection.sendall(head.encode() + body + tail)
     return connection
 
 
@@ -92,6 +95,66 @@ def test_a_client_that_goes_away_stops_its_answer_within_a_token(
         assert steps.count <= before + 2
         steps.hurry()
         assert server.chat(asked[0].messages).status == 200
+
+
+PIPELINED = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+
+
+@pytest.mark.parametrize("surplus", [b"\r\n", PIPELINED], ids=["a blank line", "another request"])
+@pytest.mark.parametrize("apart", [True, False], ids=["behind the request", "with it"])
+def test_a_client_that_goes_away_behind_surplus_bytes_is_noticed_too(
+    serving: Any, asked: list[Any], steps: Steps, surplus: bytes, apart: bool
+) -> None:
+    with serving() as server:
+        connection = post(server, asked[0].messages, tail=b"" if apart else surplus)
+        assert eventually(lambda: steps.count >= 2)
+        if apart:
+            connection.sendall(surplus)
+        time.sleep(STEP_S)
+        connection.close()
+        before = steps.count
+        assert eventually(lambda: server.service.line.idle)
+        assert steps.count <= before + 2
+        steps.hurry()
+
+
+def test_requests_behind_each_other_are_answered_in_their_order(serving: Any, asked: list[Any]) -> None:
+    with serving() as server:
+        for apart in (True, False):
+            with post(server, asked[0].messages, tail=b"" if apart else PIPELINED) as connection:
+                if apart:
+                    connection.sendall(PIPELINED)
+                answer = b"".join(iter(lambda: connection.recv(65536), b""))
+            first, second = answer.split(b"HTTP/1.1 200 OK")[1:]
+            assert b"chat.completion" in first
+            assert b'{"status":"ok"}' in second
+        with post(server, asked[0].messages) as connection, contextlib.suppress(ConnectionError):
+            connection.sendall(b"x" * 20_000)
+            assert not connection.recv(65536), "no end of it is kept"
+
+
+def test_images_of_clients_who_went_away_are_not_decoded_and_text_waits_for_none(
+    serving: Any, asked: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release, decoding = threading.Event(), []
+
+    def slow(*arguments: Any) -> LoadedImage:
+        decoding.append(arguments)
+        release.wait(60)
+        return decode_image(*arguments)
+
+    monkeypatch.setattr(decoded, "decode_image", slow)
+    several = [{"role": "user", "content": [*asked[0].messages[0]["content"], *asked[1].messages[0]["content"][1:]]}]
+    with serving() as server:
+        connections = [post(server, several) for _ in range(4)]
+        assert eventually(lambda: len(decoding) == 2 and server.service.questions.taken == 4)
+        for connection in connections:
+            connection.close()
+        assert eventually(lambda: server.service.questions.taken == 0)
+        assert server.chat([{"role": "user", "content": "What is it?"}], max_tokens=2).status == 200
+        release.set()
+        assert server.chat(asked[2].messages).status == 200
+    assert len(decoding) == 3, "the two that were being decoded, and the one that somebody waited for"
 
 
 def test_an_image_that_is_read_for_a_client_who_went_away_is_given_up(
@@ -202,6 +265,45 @@ def test_stopping_finishes_the_answer_begun_and_refuses_the_others(
         assert not server.thread.is_alive()
         with pytest.raises(ConnectionRefusedError):
             server.connect()
+
+
+def test_stopping_refuses_what_is_uploaded_or_decoded(
+    serving: Any, asked: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release, decoding = threading.Event(), threading.Event()
+    monkeypatch.setattr(decoded, "decode_image", lambda *_: (decoding.set(), release.wait(60)))
+    with serving() as server:
+        reading = post(server, asked[0].messages)
+        assert decoding.wait(10)
+        uploading = server.connect()
+        uploading.sendall(
+            b"POST /ask HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+            b"Content-Length: 999\r\n\r\n--b"
+        )
+        assert eventually(lambda: len(server.service.bodies.reading) == 2)
+        server.stop()
+        for connection in (reading, uploading):
+            with connection:
+                answer = b"".join(iter(functools.partial(connection.recv, 65536), b""))
+            assert answer.startswith(b"HTTP/1.1 503 ")
+            assert b'"stopping"' in answer
+        release.set()
+        server.thread.join(10)
+        assert not server.thread.is_alive()
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_second_stop_is_told_to_who_is_being_answered(
+    serving: Any, asked: list[Any], steps: Steps, stream: bool
+) -> None:
+    with serving() as server, post(server, asked[0].messages, stream=stream) as connection:
+        assert eventually(lambda: steps.count >= 2)
+        server.stop()
+        assert eventually(lambda: server.service.line.closed)
+        server.stop()
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 200 " if stream else b"HTTP/1.1 503 ")
+    assert b'"stopping"' in answer
 
 
 def test_a_second_stop_ends_the_answer_within_a_token(serving: Any, asked: list[Any], steps: Steps) -> None:

@@ -130,7 +130,8 @@ def test_max_tokens_is_kept(client: Any, asked: list[Any]) -> None:
         ({"n": 2}, 400, "temperature"),
         ({"n": 99, "temperature": 1}, 400, "n is 99"),
         ({"stop": ["a"] * 5}, 400, "stop"),
-        ({"max_tokens": 0}, 400, "max_new_tokens"),
+        ({"max_tokens": 0}, 400, "max_tokens is 0"),
+        ({"max_completion_tokens": 0}, 400, "max_completion_tokens is 0"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, 400, "tools"),
         ({"response_format": {"type": "json_object"}}, 400, "form"),
         ({"messages": []}, 400, "message"),
@@ -140,6 +141,10 @@ def test_max_tokens_is_kept(client: Any, asked: list[Any]) -> None:
         ({"messages": [{"role": "assistant", "content": "x"}]}, 400, "follow"),
         ({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}]}, 400, "last message"),
         ({"extra_body": {"surprise": 1}}, 400, "surprise"),
+        ({"user": "x" * 257}, 400, "longer than 256"),
+        ({"verbosity": "low"}, 400, "verbosity"),
+        ({"stream": True, "stream_options": {"bogus": 1}}, 400, "bogus"),
+        ({"messages": [{"role": "user", "content": "x", "tool_calls": [{}]}]}, 400, "tool_calls"),
     ],
 )
 def test_what_cannot_be_kept_is_refused(

@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import http.client
+import json
 import resource
 import socket
 import ssl
@@ -118,6 +119,60 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_read(impatient: Any) -
                 connection.sendall(b"2000\r\n" + b"x" * 0x2000 + b"\r\n")
         assert connection.recv(65536).startswith(b"HTTP/1.1 413 ")
     assert alive(impatient)
+
+
+def test_a_client_that_is_refused_may_finish_its_upload(serving: Any) -> None:
+    """Many read no answer before all that they send is sent."""
+    with serving(header_s=0.3, chunk_s=2.0) as server, server.connect() as connection:
+        connection.sendall(LENGTH.replace(b"/ask", b"/nothing"))
+        for _ in range(9):
+            time.sleep(0.1)
+            connection.sendall(b"x" * 111)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 404 ")
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+    with serving(header_s=0.3, chunk_s=0.3) as server, server.connect() as connection:
+        connection.sendall(LENGTH.replace(b"/ask", b"/nothing"))
+        assert connection.recv(65536).startswith(b"HTTP/1.1 404 ")
+        connection.sendall(b"x")
+        assert ended(connection), "it has its time as well"
+
+
+def test_uploads_together_are_bounded(serving: Any) -> None:
+    with serving(body_bytes=100_000) as server, contextlib.ExitStack() as held:
+        head = LENGTH.replace(b"999", b"100000")
+        for _ in range(2):
+            held.enter_context(server.connect()).sendall(head + b"x" * 99_000)
+        deadline = time.monotonic() + 10
+        while sum(server.service.bodies.reading.values()) < 198_000 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        with server.connect() as third:
+            third.sendall(head + b"x" * 99_000)
+            answer = third.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 429 ")
+        assert b"retry-after: 1" in answer.lower()
+    assert not server.service.bodies.reading
+
+
+def test_slow_uploads_take_no_seat_from_others(serving: Any, asked: list[Any]) -> None:
+    with serving(queue=1) as server, contextlib.ExitStack() as held:
+        for _ in range(5):
+            held.enter_context(server.connect()).sendall(LENGTH + b"-")
+        assert server.chat(asked[0].messages).status == 200
+
+
+@pytest.mark.parametrize(
+    "request_line",
+    [b"GET /healthz", b"GET /healthz HTTP/1.1\r\nHost: a\r\nX: \0", b"\x16\x03\x01\x02", b"GET / HTTP/1.1\r\n : x"],
+)
+def test_what_is_no_request_is_refused_as_all_is(server: Any, request_line: bytes) -> None:
+    with server.connect() as connection:
+        connection.sendall(request_line + b"\r\n\r\n")
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert b"Content-Security-Policy: default-src 'none'" in head
+    assert json.loads(body)["error"]["type"] == "invalid_request_error"
 
 
 @pytest.mark.parametrize("length", [b"-1", b"1e3", b"9" * 40, b"0x10"])
@@ -251,6 +306,7 @@ def test_forms_that_are_none_are_refused(server: Any, body: bytes) -> None:
         b'{"n": 1' + b"0" * 5000 + b"}",
         b'{"messages": [' + b"{}," * 50_000 + b"{}]}",
         b'{"messages": "\\ud800"}',
+        '{"messages": []}'.encode("utf-16"),
         b'{"\\ud800": 1}',
     ],
 )

@@ -91,7 +91,7 @@ def test_an_image_is_forgotten_with_its_request(
                 connection.recv(1)
             # Failed when its client had left, of which the free seat tells.
             deadline = time.monotonic() + 30
-            while server.service.questions._taken and time.monotonic() < deadline:
+            while server.service.questions.taken and time.monotonic() < deadline:
                 time.sleep(0.01)
             left.set()
             while not server.service.line.idle:

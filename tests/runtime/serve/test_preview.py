@@ -190,6 +190,16 @@ def test_a_file_is_decoded_once_for_a_look_and_the_questions_after_it(
     assert len(started) == 2, "another view is another image"
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("temperature", "1_0"), ("temperature", "\u0661"), ("top_p", "nan"), ("seed", "1.0"), ("montage", "x" * 10**6)],
+)
+def test_numbers_of_a_form_are_json_s_and_messages_short(server: Any, asked: list[Any], name: str, value: str) -> None:
+    refused = post(server, "/ask", asked[0].png, question="What?", **{name: value})
+    assert refused.status == 400
+    assert len(refused.error["message"]) < 500
+
+
 def test_windows_line_ends_change_no_question(server: Any, asked: list[Any]) -> None:
     one = asked[3]
     expected = post(server, "/ask", one.png, question=one.question).json

@@ -100,6 +100,9 @@ def test_it_speaks_tls(start: Any, certificate: tuple[Path, Path]) -> None:
         (["--tls-cert", "x"], "both"),
         (["--tls-cert", "x", "--tls-key", "y"], "certificate"),
         (["--host", "203.0.113.1"], "cannot listen"),
+        (["--max-wait", "nan"], "no number of seconds"),
+        (["--max-wait", "inf"], "no number of seconds"),
+        *((["--allow-host", name], "no name of a host") for name in ("ws1:8765", "http://ws1", "*", "", "a b", "ws1/")),
     ],
 )
 def test_options_that_will_not_do_are_refused_in_one_line(demo_bundle: Path, words: list[str], message: str) -> None:
@@ -107,6 +110,32 @@ def test_options_that_will_not_do_are_refused_in_one_line(demo_bundle: Path, wor
     assert result.exit_code == 2
     (line,) = result.stderr.splitlines()
     assert message in line
+
+
+@pytest.mark.parametrize(
+    ("name", "header"),
+    [
+        ("WS1.Ward.example", "ws1.ward.example"),
+        ("10.0.0.7", "10.0.0.7"),
+        ("fd00::7", "[fd00::7]"),
+        ("[FD00:0::7]", "[fd00::7]"),
+        ("röntgen.example", "xn--rntgen-wxa.example"),
+    ],
+)
+def test_allowed_names_are_as_browsers_write_them(name: str, header: str) -> None:
+    from medvlm.runtime.serve.settings import allowed_name
+
+    assert allowed_name(name) == header
+
+
+def test_no_warning_of_a_library_is_shown_whatever_filters_its_threads_set() -> None:
+    program = (
+        "import logging, warnings; from medvlm.runtime.serve import cli; cli._silence()\n"
+        "with warnings.catch_warnings():\n    warnings.simplefilter('always'); warnings.warn('DOE^JOHN')\n"
+        "warnings.simplefilter('always'); warnings.warn('DOE^JOHN'); logging.getLogger('x').error('DOE^JOHN')"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, encoding="utf-8", check=True)
+    assert (result.stdout, result.stderr) == ("", "")
 
 
 def test_a_port_that_is_taken_is_said(demo_bundle: Path) -> None:
