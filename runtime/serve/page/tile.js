@@ -103,8 +103,9 @@ export class Tile {
 
   /** @param {import("./window_level.js").Window} start @param {number} dx @param {number} dy */
   #window(start, dx, dy) {
-    const range = this.item.preview?.window_range ?? null;
-    this.item.show({ window: dragged(start, dx, dy, range), preset: "" });
+    const { window_range: range = null, inverted = false } = this.item.preview ?? {};
+    // Up is brighter, also where small values are shown white.
+    this.item.show({ window: dragged(start, dx, inverted ? -dy : dy, range), preset: "" });
   }
 
   /** @param {import("./zoom.js").Placement} placement */

@@ -19,13 +19,23 @@ export function setUpToolbar(viewer) {
   byId("zoom-fit").addEventListener("click", () => viewer.active?.fit());
   frame.addEventListener("input", () => viewer.active?.item.show({ frame: frame.valueAsNumber }));
   asShown.addEventListener("change", () => viewer.active?.item.setAskAsShown(asShown.checked));
+  /** @type {HTMLInputElement | null} the number that is being typed, and not yet applied */
+  let typed = null;
+  const apply = () => {
+    if (typed === null) return;
+    typed = null;
+    const item = viewer.active?.item;
+    const window = /** @type {import("./window_level.js").Window} */ ([center.valueAsNumber, width.valueAsNumber]);
+    // Shown again as it was applied, or as it is where it is no number.
+    if (!item || window.some(Number.isNaN)) return update();
+    item.show({ window: bounded(window, item.preview?.window_range ?? null), preset: "" });
+  };
   for (const field of [center, width]) {
-    field.addEventListener("change", () => {
-      const item = viewer.active?.item;
-      if (!item || Number.isNaN(center.valueAsNumber) || Number.isNaN(width.valueAsNumber)) return update();
-      const window = bounded([center.valueAsNumber, width.valueAsNumber], item.preview?.window_range ?? null);
-      item.show({ window, preset: "" });
-    });
+    field.addEventListener("input", () => (typed = field));
+    field.addEventListener("change", apply);
+    field.addEventListener("blur", apply);
+    // Control and Enter ask at once, before the field says that it changed.
+    field.addEventListener("keydown", (event) => event.key === "Enter" && apply());
   }
   for (const tool of /** @type {const} */ (["window", "move"])) {
     byId(`tool-${tool}`).addEventListener("click", () => {
@@ -52,8 +62,8 @@ export function setUpToolbar(viewer) {
     byId("tool-window").setAttribute("aria-pressed", String(viewer.tool === "window"));
     byId("tool-move").setAttribute("aria-pressed", String(viewer.tool === "move"));
     if (!item?.window) return;
-    if (document.activeElement !== center) center.value = String(item.window[0]);
-    if (document.activeElement !== width) width.value = String(item.window[1]);
+    if (typed !== center) center.value = String(item.window[0]);
+    if (typed !== width) width.value = String(item.window[1]);
     asShown.checked = item.askAsShown;
     for (const button of byId("presets").querySelectorAll("button")) {
       const pressed = button.value ? item.wanted.preset === button.value : item.wanted.window === null;

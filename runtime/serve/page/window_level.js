@@ -4,6 +4,10 @@
 
 // Dragging this far doubles a width: coarse where the window is wide, fine where it is narrow.
 const PIXELS_PER_WIDTH = 250;
+// Of an image whose range nobody told.
+const LARGEST = 1e9;
+const NARROWEST = 1e-3;
+const MOST_DIGITS = 6;
 
 /**
  * The window after a drag: to the right widens it, down raises the center, which darkens, as in other viewers.
@@ -20,17 +24,17 @@ export function dragged([center, width], dx, dy, range) {
 }
 
 /**
- * The nearest window that makes sense for values in `range`, in whole numbers where those are fine enough.
+ * The nearest window that makes sense for values in `range`, in steps that are fine for them. The server takes no width
+ * below 1, at which DICOM's linear window is a step from black to white: what lies between has one more than its values.
  *
  * @param {Window} window
  * @param {[number, number] | null} range
  * @returns {Window}
  */
 export function bounded([center, width], range) {
-  const span = range ? Math.max(1, range[1] - range[0]) : Infinity;
-  const least = range ? range[0] : -Infinity;
-  const most = range ? range[1] : Infinity;
-  return [rounded(clamp(center, least, most)), rounded(clamp(width, 1, 2 * span))];
+  const [least, most] = range ?? [-LARGEST, LARGEST];
+  const span = most - least;
+  return [rounded(clamp(center, least, most + 1), span), rounded(clamp(width, 1, 2 * (span + 1)), span)];
 }
 
 /**
@@ -40,7 +44,10 @@ export function bounded([center, width], range) {
  * @returns {Window | null}
  */
 export function shownWindow({ window, window_range: range }) {
-  return window ?? (range && [rounded((range[0] + range[1]) / 2), rounded(Math.max(1, range[1] - range[0]))]);
+  if (window || !range) return window;
+  const [least, most] = range;
+  const span = most - least;
+  return [rounded((least + most + 1) / 2, span), rounded(span + 1, span)];
 }
 
 /**
@@ -53,8 +60,9 @@ export function shownWindow({ window, window_range: range }) {
  * @param {boolean} inverted
  */
 export function approximation([fromCenter, fromWidth], [toCenter, toWidth], inverted) {
-  const slope = fromWidth / toWidth;
-  const shift = (fromCenter - fromWidth / 2 - (toCenter - toWidth / 2)) / toWidth;
+  const [fromSpan, toSpan] = [fromWidth, toWidth].map((width) => Math.max(width - 1, NARROWEST));
+  const slope = fromSpan / toSpan;
+  const shift = (fromCenter - fromWidth / 2 - (toCenter - toWidth / 2)) / toSpan;
   return { slope, intercept: inverted ? 1 - slope - shift : shift };
 }
 
@@ -66,9 +74,15 @@ export function written([center, width]) {
   return `${center},${width}`;
 }
 
-/** @param {number} value */
-function rounded(value) {
-  return Math.round(value * 10) / 10;
+/**
+ * In steps of at most a tenth, and of a thousandth of the values or less.
+ *
+ * @param {number} value
+ * @param {number} span of the image's values
+ */
+function rounded(value, span) {
+  const digits = clamp(Math.ceil(3 - Math.log10(span)), 1, MOST_DIGITS);
+  return Math.round(value * 10 ** digits) / 10 ** digits;
 }
 
 /**

@@ -140,17 +140,17 @@ def test_a_file_without_a_window_of_its_own_is_windowed_from_all_its_values(
     page = open_page()
     drop(page, "ct.dcm", content=content)
     assert np.array_equal(shown(page), decoded(content))
-    assert (page.input_value("#window-center"), page.input_value("#window-width")) == ("0", "2000")
+    assert (page.input_value("#window-center"), page.input_value("#window-width")) == ("0.5", "2001")
     assert ask_anything(page, stub)["view"] == {"frame": 1}
     page.locator(".tile").focus()
     page.keyboard.press("Shift+ArrowLeft")
-    assert np.array_equal(shown(page), decoded(content, "0,1904"))
+    assert np.array_equal(shown(page), decoded(content, "0.5,1905"))
     # Another frame has other values, and so another window of its own.
     page.click("#presets button:first-child")
     page.locator(".tile").focus()
     page.keyboard.press("PageDown")
     assert np.array_equal(shown(page), decoded(content, None, 2))
-    assert page.input_value("#window-width") == "1000"
+    assert page.input_value("#window-width") == "1001"
     assert page.locator(PICTURE).evaluate("(each) => each.style.filter") == ""
 
 

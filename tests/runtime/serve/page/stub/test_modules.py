@@ -104,7 +104,8 @@ def test_the_approximation_of_a_window_is_that_window_where_nothing_was_clipped(
     told = run("window_level", "approximation", wide, narrow, inverted)
 
     def grey(value: float, window: tuple[float, float]) -> float:
-        level = (value - window[0]) / window[1] + 0.5
+        # LINEAR of DICOM PS3.3, C.11.2.1.2.1.
+        level = (value - (window[0] - 0.5)) / (window[1] - 1) + 0.5
         return 1 - level if inverted else level
 
     for value in (-90, 100, 250):
@@ -112,8 +113,9 @@ def test_the_approximation_of_a_window_is_that_window_where_nothing_was_clipped(
 
 
 def test_a_window_stays_within_what_makes_sense(run: Callable[..., Any]) -> None:
-    assert run("window_level", "bounded", [5000, 0.2], [-1000, 1000]) == [1000, 1]
-    assert run("window_level", "bounded", [0, 99999], [-1000, 1000]) == [0, 4000]
+    assert run("window_level", "bounded", [5000, 0.2], [-1000, 1000]) == [1001, 1]
+    assert run("window_level", "bounded", [0, 99999], [-1000, 1000]) == [0, 4002]
+    assert run("window_level", "bounded", [1e308, 1e308], None) == [1e9 + 1, 4e9 + 2]
     assert run("window_level", "dragged", [40, 400], 50, -25, [-1000, 1000]) == [0, 480]
 
 
