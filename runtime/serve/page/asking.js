@@ -1,6 +1,6 @@
 /** Ask one question and follow its answer. */
 
-import { Failure } from "./failure.js";
+import { asFailure } from "./failure.js";
 import { dataUri } from "./image_type.js";
 import { writtenQuestion } from "./question_text.js";
 import { streamChat } from "./server.js";
@@ -27,12 +27,9 @@ export async function follow(entry, info, signal, changed) {
   } catch (error) {
     if (signal.aborted) {
       entry.phase = "stopped";
-    } else if (error instanceof Failure) {
-      entry.phase = "failed";
-      entry.failure = error;
     } else {
       entry.phase = "failed";
-      entry.failure = new Failure("broken", "The page failed", `${error}. Reload it, and report this if it comes again.`);
+      entry.failure = asFailure(error);
     }
   }
   changed();

@@ -27,6 +27,15 @@ export function gone() {
   );
 }
 
+/** Something else than the server of this page gave a reply. */
+export function notUnderstood() {
+  return new Failure(
+    "broken",
+    "The server’s reply cannot be read",
+    "It is not in the form that this page expects. Reload the page; if that does not help, ask who looks after the server.",
+  );
+}
+
 /** The connection ended in the middle of an answer. */
 export function brokenOff() {
   return new Failure(
@@ -34,6 +43,35 @@ export function brokenOff() {
     "The answer broke off",
     "The connection to the server ended early. What had arrived is below and is not a whole answer: ask again.",
   );
+}
+
+/** @param {boolean} given whether the server was given a token, which then was a wrong one */
+export function tokenWanted(given) {
+  return new Failure(
+    "token",
+    given ? "This token was refused" : "The server wants its access token",
+    "Open the page by the whole link that “medvlm serve” printed, or enter the token here.",
+  );
+}
+
+/** A file that was chosen, and is no longer what it was then. */
+export function unreadable() {
+  return new Failure(
+    "refused",
+    "An image can no longer be read",
+    "Its file was moved or changed after it was chosen. Choose it again.",
+  );
+}
+
+/**
+ * What a person is told of an error; those that are no failure are faults of the page.
+ *
+ * @param {unknown} error
+ */
+export function asFailure(error) {
+  if (error instanceof Failure) return error;
+  console.error(error);
+  return new Failure("broken", "The page failed", `${error}. Reload it, and report this if it comes again.`);
 }
 
 /**
@@ -45,13 +83,6 @@ export function brokenOff() {
  */
 export function failureOfResponse(status, retryAfter, body) {
   const said = messageOf(body);
-  if (status === 401) {
-    return new Failure(
-      "token",
-      "The server wants its access token",
-      "Open the page by the whole link that “medvlm serve” printed, or enter the token here.",
-    );
-  }
   if (status === 429) {
     const seconds = Number.parseFloat(retryAfter ?? "") || 5;
     return new Failure(

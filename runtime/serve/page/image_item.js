@@ -1,6 +1,6 @@
 /** One image of a question: its file, how it is to be shown, and the picture that the server made of it. */
 
-import { Failure } from "./failure.js";
+import { Failure, asFailure } from "./failure.js";
 import { getPreview } from "./server.js";
 import { shownWindow, written } from "./window_level.js";
 
@@ -35,9 +35,10 @@ export class ImageItem extends EventTarget {
   #following = null;
   /** Pictures that stand in the session, which needs them as long as the page is open. @type {Set<string>} */
   #reported = new Set();
-  #shown = "";
-  /** @type {Wanted} what is shown */
-  #last = { ...AS_THE_FILE_SAYS };
+  /** @type {Wanted} what the picture is of: while it is busy, not yet what is wanted */
+  shown = { ...AS_THE_FILE_SAYS };
+  #shownKey = "";
+  #closed = false;
 
   /**
    * @param {Blob} file
@@ -47,6 +48,11 @@ export class ImageItem extends EventTarget {
     super();
     this.file = file;
     this.name = name;
+  }
+
+  /** What the model is asked about. @returns {Wanted} */
+  get asking() {
+    return this.askAsShown ? this.wanted : { ...this.wanted, window: null, preset: "" };
   }
 
   /** Whether the picture is not yet the one wanted. */
@@ -93,12 +99,15 @@ export class ImageItem extends EventTarget {
    * @returns {Promise<import("./types.js").Shot>}
    */
   async shot() {
+    const { wanted } = this;
     await this.settled();
     if (this.preview === null) throw this.failure ?? new Failure("broken", "The image was not read", "Choose it again.");
+    // It fell back to what was shown before, which nobody asks about.
+    if (this.failure && this.wanted !== wanted) throw this.failure;
     const { askAsShown, preview } = this;
     const shown = { ...this.wanted };
-    const asked = askAsShown ? shown : { ...shown, window: null, preset: "" };
-    const view = this.#viewOf(asked);
+    const asked = { ...this.asking };
+    const view = viewOf(asked);
     const made = await this.#make(view);
     this.#reported.add(made.url);
     const { width, height, notes } = made.preview;
@@ -111,21 +120,26 @@ export class ImageItem extends EventTarget {
       view: preview.dicom ? inWords(asked, made.preview) : "",
       asked: preview.frames > 1 ? { ...view, frame: asked.frame } : view,
       shown,
+      askedAs: asked,
       askAsShown,
     };
   }
 
   /** Let go of all pictures: nothing will show them again. */
   close() {
+    this.#closed = true;
     for (const { url } of this.#made.values()) URL.revokeObjectURL(url);
   }
 
   async #follow() {
     for (;;) {
       const wanted = { ...this.wanted };
-      const view = this.#viewOf(wanted);
+      const view = viewOf(wanted);
       const key = JSON.stringify(view);
-      if (key === this.#shown) return;
+      if (key === this.#shownKey) {
+        this.failure = null;
+        return;
+      }
       try {
         const made = await this.#make(view);
         this.preview = made.preview;
@@ -133,15 +147,14 @@ export class ImageItem extends EventTarget {
         // Of this frame: another may have another.
         if (view.window === undefined) this.own = shownWindow(made.preview);
         this.failure = null;
-        this.#shown = key;
+        this.#shownKey = key;
       } catch (error) {
-        if (!(error instanceof Failure)) throw error;
-        this.failure = error;
+        this.failure = asFailure(error);
         // Back to what was shown: a window that the server refuses must not be asked about.
-        if (this.preview) this.wanted = { ...this.#last };
+        if (this.preview) this.wanted = { ...this.shown };
         return;
       }
-      this.#last = wanted;
+      this.shown = wanted;
       this.#changed();
     }
   }
@@ -154,6 +167,8 @@ export class ImageItem extends EventTarget {
     const preview = await getPreview(this.file, view);
     const url = URL.createObjectURL(new Blob([bytesOf(preview.png)], { type: "image/png" }));
     const made = { preview: { ...preview, png: "" }, url };
+    // It was taken away while it was read.
+    if (this.#closed) URL.revokeObjectURL(url);
     this.#made.set(key, made);
     this.#forgetOldest();
     return made;
@@ -168,20 +183,30 @@ export class ImageItem extends EventTarget {
     }
   }
 
-  /**
-   * @param {Wanted} wanted
-   * @returns {import("./types.js").View}
-   */
-  #viewOf({ window, preset, frame }) {
-    return {
-      ...(window ? { window: preset || written(window) } : {}),
-      ...(frame > 1 ? { frame } : {}),
-    };
-  }
-
   #changed() {
     this.dispatchEvent(new Event("change"));
   }
+}
+
+/**
+ * Whether the server makes the same picture of both.
+ *
+ * @param {Wanted} one
+ * @param {Wanted} other
+ */
+export function sameView(one, other) {
+  return JSON.stringify(viewOf(one)) === JSON.stringify(viewOf(other));
+}
+
+/**
+ * @param {Wanted} wanted
+ * @returns {import("./types.js").View}
+ */
+function viewOf({ window, preset, frame }) {
+  return {
+    ...(window ? { window: preset || written(window) } : {}),
+    ...(frame > 1 ? { frame } : {}),
+  };
 }
 
 /**

@@ -13,6 +13,8 @@ export class ImageTaking {
   #open = new Set();
   /** @type {ImageItem[]} those whose place was taken, which is theirs again if nothing of the new can be read */
   #replaced = [];
+  /** @type {WeakSet<import("./failure.js").Failure>} each is told once, however often its image changes */
+  #told = new WeakSet();
 
   /**
    * @param {import("./viewer.js").Viewer} viewer
@@ -37,13 +39,16 @@ export class ImageTaking {
     this.#replaced = way === "add" ? [] : this.viewer.items;
     const items = files.map((file) => new ImageItem(file, file.name || "pasted image"));
     this.viewer.setItems([...kept, ...items], items[0]);
-    for (const item of items) void this.#load(item);
+    for (const item of items) {
+      this.#open.add(item);
+      void this.#load(item);
+    }
     announce(files.length === 1 ? `Image ${items[0].name}` : `${files.length} images`);
   }
 
   /** Read what could not be read: the server is back, or has its token. */
   retry() {
-    for (const item of this.viewer.items) if (item.failure) void this.#load(item);
+    for (const item of this.viewer.items) if (item.failure || item.preview === null) void this.#load(item);
   }
 
   /**
@@ -68,19 +73,26 @@ export class ImageTaking {
       this.#replaced = [];
       return;
     }
-    const { kind, advice } = item.failure;
-    if (kind !== "refused") return this.tell(item.failure);
-    tellOfImages(advice);
+    if (item.failure.kind !== "refused") return this.#tellOnce(item.failure);
+    tellOfImages(item.failure.advice);
     if (item.preview !== null || !this.viewer.items.includes(item)) return;
     const others = this.viewer.items.filter((each) => each !== item);
     this.viewer.setItems(others.length ? others : this.#replaced);
   }
 
-  /** Tell of a window that was refused until another is wanted. */
+  /** Tell of a window that was refused until another is wanted, and of one that could not be had. */
   #follow() {
     const item = this.viewer.active?.item;
     if (item?.failure?.kind === "refused") tellOfImages(item.failure.advice);
+    else if (item?.failure) this.#tellOnce(item.failure);
     else if (item?.busy) tellOfImages("");
+  }
+
+  /** @param {import("./failure.js").Failure} failure */
+  #tellOnce(failure) {
+    if (this.#told.has(failure)) return;
+    this.#told.add(failure);
+    this.tell(failure);
   }
 }
 

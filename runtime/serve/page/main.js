@@ -3,7 +3,7 @@
 import { announce, announceText, startText } from "./announcer.js";
 import { follow } from "./asking.js";
 import { byId, setText } from "./dom.js";
-import { Failure } from "./failure.js";
+import { Failure, asFailure } from "./failure.js";
 import { showFailure, shownFailure } from "./failure_panel.js";
 import { ImageTaking, tellOfImages } from "./image_taking.js";
 import { setUpIntake } from "./intake.js";
@@ -57,9 +57,9 @@ async function loadInfo() {
 
 /** @param {unknown} error */
 function tell(error) {
-  if (!(error instanceof Failure)) throw error;
-  if (error.kind === "gone") watch.set("gone");
-  showFailure(error);
+  const failure = asFailure(error);
+  if (failure.kind === "gone") watch.set("gone");
+  showFailure(failure);
 }
 
 async function send() {

@@ -1,7 +1,8 @@
 /** The server's calls. Every one throws a `Failure`, or an AbortError where the caller's signal was pulled. */
 
 import { eventData } from "./event_stream.js";
-import { Failure, brokenOff, failureInStream, failureOfResponse, gone } from "./failure.js";
+import { Failure, brokenOff, failureInStream, failureOfResponse, gone, notUnderstood, tokenWanted } from "./failure.js";
+import { checkReadable } from "./image_type.js";
 
 let token = "";
 
@@ -20,7 +21,7 @@ export function setToken(value) {
 
 /** @returns {Promise<import("./types.js").Info>} */
 export async function getInfo() {
-  return (await call("/info", {})).json();
+  return callForJson("/info", {});
 }
 
 /** Whether the server takes questions. */
@@ -50,7 +51,7 @@ export function getPreview(file, view) {
   form.append("image", file, "image");
   if (view.window !== undefined) form.append("window", view.window);
   if (view.frame !== undefined) form.append("frame", String(view.frame));
-  const preview = lastPreview.then(() => persistentPreview(form));
+  const preview = lastPreview.then(() => persistentPreview(form, file));
   lastPreview = preview.catch(() => {});
   return preview;
 }
@@ -59,13 +60,16 @@ export function getPreview(file, view) {
  * A busy server is asked again: nobody pressed a button for this, so nobody would press it again.
  *
  * @param {FormData} form
+ * @param {Blob} file that is in it
  * @returns {Promise<import("./types.js").Preview>}
  */
-async function persistentPreview(form) {
+async function persistentPreview(form, file) {
   for (let tries = 1; ; tries++) {
     try {
-      return await (await call("/preview", { method: "POST", body: form })).json();
+      return await callForJson("/preview", { method: "POST", body: form });
     } catch (error) {
+      // A request with a file that cannot be read fails as one to a server that is not there.
+      await checkReadable(file);
       if (!(error instanceof Failure) || error.kind !== "busy" || tries === PREVIEW_TRIES) throw error;
       await new Promise((resolve) => setTimeout(resolve, 1000 * (error.retryAfter ?? 1)));
     }
@@ -105,17 +109,43 @@ export async function* streamChat(request, signal) {
  * @param {RequestInit} options
  */
 async function call(path, options) {
-  const headers = new Headers(options.headers);
-  if (token) headers.set("Authorization", `Bearer ${token}`);
+  const headers = headersWithToken(options.headers);
   let response;
   try {
     response = await fetch(path, { ...options, headers, cache: "no-store", credentials: "omit", redirect: "error" });
   } catch (error) {
     throw error instanceof TypeError ? gone() : error;
   }
+  if (response.status === 401) throw tokenWanted(token !== "");
   if (!response.ok) {
     const body = await response.text().catch(() => "");
     throw failureOfResponse(response.status, response.headers.get("Retry-After"), body);
   }
   return response;
+}
+
+/**
+ * @param {string} path
+ * @param {RequestInit} options
+ */
+async function callForJson(path, options) {
+  const response = await call(path, options);
+  try {
+    return await response.json();
+  } catch (error) {
+    if (error instanceof SyntaxError) throw notUnderstood();
+    throw error instanceof TypeError ? gone() : error;
+  }
+}
+
+/** @param {HeadersInit | undefined} others */
+function headersWithToken(others) {
+  const headers = new Headers(others);
+  try {
+    if (token) headers.set("Authorization", `Bearer ${token}`);
+  } catch {
+    // No server has a token of characters that a header cannot hold.
+    throw tokenWanted(true);
+  }
+  return headers;
 }

@@ -52,11 +52,14 @@ export class Tile {
   }
 
   update() {
-    const { preview, url, failure, name, window, wanted, busy } = this.item;
+    const { preview, url, failure, name, window, wanted, shown, busy } = this.item;
     if (this.picture.src !== url && url) this.picture.src = url;
     this.element.classList.toggle("loading", preview === null && failure === null);
     this.element.classList.toggle("unread", preview === null && failure !== null);
     this.element.setAttribute("aria-busy", String(busy));
+    // A window is approximated at once; of another frame there is nothing yet.
+    const pending = preview !== null && shown.frame !== wanted.frame;
+    this.element.classList.toggle("pending", pending);
     this.element.classList.toggle("windowed", this.item.canWindow);
     this.filter.apply(this.picture, preview, window);
     const frames = preview?.frames ?? 1;
@@ -64,11 +67,12 @@ export class Tile {
       `${this.numbered ?? ""}${name}`,
       preview ? `${preview.width} × ${preview.height}` : "",
       window && preview ? `C ${window[0]}  W ${window[1]}${wanted.preset ? `  ${wanted.preset}` : ""}` : "",
-      frames > 1 ? `${wanted.frame} / ${frames}` : "",
+      frames > 1 ? `${shown.frame} / ${frames}${pending ? `  → ${wanted.frame} …` : ""}` : "",
     ];
     this.corners.forEach((corner, index) => setText(corner, texts[index]));
     const parts = [this.label ?? "Image", name, texts[1], texts[2] && `center ${window?.[0]}, width ${window?.[1]}`];
-    if (frames > 1) parts.push(`frame ${wanted.frame} of ${frames}`);
+    if (frames > 1) parts.push(`frame ${shown.frame} of ${frames}`);
+    if (pending) parts.push(`reading frame ${wanted.frame}`);
     this.element.setAttribute("aria-label", parts.filter(Boolean).join(", "));
     this.#place();
   }

@@ -57,7 +57,8 @@ export function setUpToolbar(viewer) {
     byId("frames").hidden = frames < 2;
     frame.max = String(frames);
     frame.value = String(item?.wanted.frame ?? 1);
-    setText(byId("frame-number"), `${item?.wanted.frame ?? 1} / ${frames}`);
+    const pending = item?.preview && item.shown.frame !== item.wanted.frame;
+    setText(byId("frame-number"), `${item?.wanted.frame ?? 1} / ${frames}${pending ? " …" : ""}`);
     byId("windowing").hidden = byId("tools").hidden = !item?.canWindow;
     byId("tool-window").setAttribute("aria-pressed", String(viewer.tool === "window"));
     byId("tool-move").setAttribute("aria-pressed", String(viewer.tool === "move"));

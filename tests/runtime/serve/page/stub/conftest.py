@@ -40,8 +40,8 @@ class Stub:
     seconds_each: between two tokens. place: where who asks stands in the line, until it is None. refusal: (status,
     headers, message) in place of an answer. cut_after: pieces after which it breaks off. hold: while it is set, answers
     wait behind `hold_after` pieces. answers: recorded ones, that are given in turn. requests: the bodies of the
-    questions. previews: the views asked for. bearer: the token that it wants. stopped: answers of which the client went
-    away.
+    questions. previews: the views asked for. bundle: the digest of what it serves. bearer: the token that it
+    wants. stopped: answers of which the client went away.
     """
 
     seconds_each: float = 0.0
@@ -52,6 +52,7 @@ class Stub:
     hold_after: int = 0
     answers: list[dict[str, Any]] = field(default_factory=lambda: list(ANSWERS))
     demo: bool = True
+    bundle: str = BUNDLE
     bearer: str = ""
     requests: list[dict[str, Any]] = field(default_factory=list)
     previews: list[tuple[str | None, str | None]] = field(default_factory=list)
@@ -81,7 +82,7 @@ class Stub:
     def info(self) -> dict[str, Any]:
         return {
             "model": "MedVLM demo",
-            "bundle": BUNDLE,
+            "bundle": self.bundle,
             "recipe": "int4",
             "version": "0.1.0",
             "demo": self.demo,
@@ -195,7 +196,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             self.event({"choices": [{"index": 0, "delta": {name: text}, "finish_reason": None}]})
             time.sleep(stub.seconds_each)
-        told = {**recorded["medvlm"], "bundle": BUNDLE}
+        told = {**recorded["medvlm"], "bundle": stub.bundle}
         self.event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
         self.event({"choices": [], "usage": recorded["usage"], "medvlm": told})
         self.wfile.write(b"data: [DONE]\n\n")
@@ -275,3 +276,15 @@ def stub_of_module() -> Iterator[Stub]:
 def open_page(open_at: Callable[..., Any], stub: Stub) -> Callable[..., Any]:
     """Call it, with an address's end if need be, for the page at the stub."""
     return lambda address="", **options: open_at(stub.url + address, **options)
+
+
+@pytest.fixture
+def held_previews() -> Callable[[Any], list[Any]]:
+    """Call it with a page: previews are held from then on, and come into the list that it gives."""
+
+    def hold(page: Any) -> list[Any]:
+        held: list[Any] = []
+        page.route("**/preview", lambda route: held.append(route))
+        return held
+
+    return hold

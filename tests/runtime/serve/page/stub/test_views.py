@@ -1,12 +1,20 @@
 """Which picture an answer is about, and what a reader is told where the page shows another."""
 
 import io
+import os
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 expect = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra test").expect
+
+
+# The next file is chosen, and the page does not hear of it.
+UNHEARD = """document.querySelector("#file").addEventListener(
+  "change", (event) => event.stopImmediatePropagation(), { capture: true, once: true })"""
 
 
 def ready(page: Any) -> None:
@@ -39,6 +47,44 @@ def test_a_number_stands_in_its_field_as_it_was_applied(
     assert page.evaluate("document.activeElement.id") == "window-width"
 
 
+def test_a_question_about_a_window_that_is_refused_is_not_asked_about_the_one_before(
+    open_page: Callable[..., Any], stub: Any, drop: Any, held_previews: Any
+) -> None:
+    page = open_page()
+    drop(page, "ct.dcm")
+    page.click("#presets >> text=Lung")
+    ready(page)
+    held = held_previews(page)
+    page.fill("#question-text", "What is it?")
+    with page.expect_request("**/preview"):
+        page.click("#presets >> text=Bone")
+    page.click("#ask")
+    held[0].fulfill(status=400, json={"error": {"message": "this window is refused"}})
+    expect(page.locator("#failure-advice")).to_have_text("This window is refused.")
+    expect(page.locator("#ask")).to_be_visible()
+    assert stub.requests == []
+
+
+def test_the_frame_that_is_named_is_the_one_that_is_shown(
+    open_page: Callable[..., Any], drop: Any, held_previews: Any
+) -> None:
+    page = open_page()
+    drop(page, "ct.dcm")
+    ready(page)
+    held = held_previews(page)
+    page.locator(".tile").focus()
+    with page.expect_request("**/preview"):
+        page.keyboard.press("PageDown")
+    expect(page.locator(".tile .frame")).to_have_text("1 / 3  → 2 …")
+    expect(page.locator("#frame-number")).to_have_text("2 / 3 …")
+    expect(page.locator(".tile")).to_have_attribute("aria-label", re.compile("frame 1 of 3, reading frame 2$"))
+    expect(page.locator(".tile img")).to_have_css("opacity", "0.45")
+    held[0].continue_()
+    expect(page.locator(".tile .frame")).to_have_text("2 / 3")
+    expect(page.locator("#frame-number")).to_have_text("2 / 3")
+    expect(page.locator(".tile img")).to_have_css("opacity", "1")
+
+
 def test_up_is_brighter_where_small_values_are_white(open_page: Callable[..., Any], drop: Any, ct: bytes) -> None:
     page = open_page()
     drop(page, "ct.dcm", content=ct.replace(b"MONOCHROME2 ", b"MONOCHROME1 "))
@@ -68,3 +114,37 @@ def test_a_window_over_few_values_moves_in_steps_that_are_fine_for_them(
     expect(page.locator("#window-width")).to_have_value("1.904")
     ready(page)
     assert stub.previews[-1] == ("0.596,1.904", None)
+
+
+def test_a_file_that_is_gone_before_it_is_read_is_told_as_that(
+    open_page: Callable[..., Any], scan: bytes, tmp_path: Path
+) -> None:
+    page = open_page()
+    path = tmp_path / "scan.png"
+    path.write_bytes(scan)
+    page.evaluate(UNHEARD)
+    page.set_input_files("#file", path)
+    path.unlink()
+    page.locator("#file").dispatch_event("change")
+    expect(page.locator("#viewer-failure")).to_contain_text("moved or changed")
+    assert page.locator(".tile").count() == 0
+    expect(page.locator("#server-state-text")).to_have_text("Ready")
+
+
+def test_a_file_that_changed_after_it_was_read_is_told_as_that(
+    open_page: Callable[..., Any], stub: Any, ct: bytes, tmp_path: Path
+) -> None:
+    page = open_page()
+    path = tmp_path / "ct.dcm"
+    path.write_bytes(ct)
+    page.set_input_files("#file", path)
+    expect(page.locator(".tile .frame")).to_have_text("1 / 3")
+    # Browsers judge it by its time, in whole seconds.
+    os.utime(path, (1e9, 1e9))
+    page.click("#presets >> text=Bone")
+    expect(page.locator("#viewer-failure")).to_contain_text("moved or changed")
+    page.fill("#question-text", "What is it?")
+    page.click("#ask")
+    expect(page.locator("#failure-title")).to_have_text("An image can no longer be read")
+    assert page.locator("#session-list li").count() == 0
+    assert stub.requests == []
