@@ -11,13 +11,12 @@ import { streamChat } from "./server.js";
  * Ends with the entry's phase "done", "stopped" (by the signal) or "failed" (see its `failure`).
  *
  * @param {import("./types.js").Entry} entry
- * @param {import("./types.js").Info} info
  * @param {AbortSignal} signal
  * @param {() => void} changed
  */
-export async function follow(entry, info, signal, changed) {
+export async function follow(entry, signal, changed) {
   try {
-    const request = await written(entry, info);
+    const request = await written(entry);
     entry.started = performance.now();
     for await (const chunk of streamChat(request, signal)) {
       take(entry, chunk);
@@ -39,16 +38,15 @@ export async function follow(entry, info, signal, changed) {
  * The request in OpenAI's form: the images as `data:` URIs in their order, then the question.
  *
  * @param {import("./types.js").Entry} entry
- * @param {import("./types.js").Info} info
  */
-async function written(entry, info) {
+async function written(entry) {
   const images = entry.images.map(async (item, index) => {
     const view = entry.shots[index].asked;
     const url = await dataUri(item.file);
     return { type: "image_url", image_url: Object.keys(view).length ? { url, view } : { url } };
   });
   const content = [...(await Promise.all(images)), { type: "text", text: writtenQuestion(entry.question) }];
-  return { model: info.model, messages: [{ role: "user", content }], temperature: 0 };
+  return { model: entry.info.model, messages: [{ role: "user", content }], temperature: 0 };
 }
 
 /**

@@ -15,6 +15,17 @@ export function showFailure(failure) {
   byId("token-form").hidden = failure?.kind !== "token";
 }
 
+/** @param {(token: string) => Promise<void>} use resolves when it is known whether the token is the right one */
+export function setUpTokenForm(use) {
+  const field = /** @type {HTMLInputElement} */ (byId("token"));
+  byId("token-form").addEventListener("submit", async (event) => {
+    event.preventDefault();
+    await use(field.value);
+    if (shown?.kind === "token") field.select();
+    else field.value = "";
+  });
+}
+
 /** The failure that is told now. */
 export function shownFailure() {
   return shown;

@@ -1,26 +1,30 @@
 /** Puts the parts of the page together. */
 
 import { announce, announceText, startText } from "./announcer.js";
+import { drawViews, showAsAsked } from "./asked_views.js";
 import { follow } from "./asking.js";
 import { byId, setText } from "./dom.js";
 import { Failure, asFailure } from "./failure.js";
-import { showFailure, shownFailure } from "./failure_panel.js";
+import { setUpTokenForm, showFailure, shownFailure } from "./failure_panel.js";
 import { ImageTaking, tellOfImages } from "./image_taking.js";
 import { setUpIntake } from "./intake.js";
 import { QuestionEditor } from "./question_editor.js";
 import { writtenQuestion } from "./question_text.js";
 import { makeReport } from "./report.js";
 import { Result, answerInWords, isRunning } from "./result.js";
+import { askedBefore, sameImages, unlessStopped, wrongWith } from "./sending.js";
 import { getInfo, setToken, takeTokenFromAddress } from "./server.js";
+import { drawInfo } from "./server_info.js";
 import { ServerWatch } from "./server_watch.js";
 import { SessionList } from "./session_list.js";
 import { setUpTheme } from "./theme.js";
 import { setPresets, setUpToolbar } from "./toolbar.js";
 import { Viewer } from "./viewer.js";
-import { modelName, reasoningOf } from "./words.js";
+import { reasoningOf } from "./words.js";
 
 /** @type {import("./types.js").Info | null} */
 let info = null;
+let loadingInfo = false;
 /** @type {AbortController | null} the answer that is being written */
 let running = null;
 
@@ -39,17 +43,23 @@ setUpToolbar(viewer);
 setUpIntake((files, way) => images.take(files, way, info?.limits), () => viewer.tiles.length > 0);
 
 async function loadInfo() {
+  loadingInfo = true;
   try {
-    info = await getInfo();
+    take(await getInfo());
   } catch (error) {
-    return tell(error);
+    tell(error);
   }
+  loadingInfo = false;
+}
+
+/** @param {import("./types.js").Info} told */
+function take(told) {
+  drawInfo(told);
+  info = told;
   if (shownFailure()?.kind === "token" || shownFailure()?.kind === "gone") showFailure(null);
-  setText(byId("model-name"), [modelName(info), info.recipe.toUpperCase()].filter(Boolean).join(" · "));
-  setText(byId("bundle-name"), `medvlm ${info.version} · bundle ${info.bundle.slice(0, 12)}`);
-  byId("bundle-name").title = `sha256 ${info.bundle}`;
-  byId("demo-notice").hidden = !info.demo;
   setPresets(viewer, info.presets);
+  result.bundle = info.bundle;
+  result.update();
   watch.set("ready");
   images.retry();
   update();
@@ -65,31 +75,42 @@ function tell(error) {
 async function send() {
   editor.closeGaps();
   const { question } = editor;
-  const wrong = wrongWith(question);
+  const wrong = wrongWith(question, info?.limits);
   if (wrong) {
     showFailure(new Failure("refused", "This cannot be asked yet", wrong));
     return editor.focus();
   }
-  if (info === null) return loadInfo();
   showFailure(null);
-  const controller = new AbortController();
-  running = controller;
+  const { signal } = (running = new AbortController());
   update();
   const { items } = viewer;
   /** @type {import("./types.js").Entry | null} */
   let entry = null;
   try {
-    const shots = await Promise.all(items.map((item) => item.shot()));
-    const asked = (entry = session.add(question, items, shots));
+    if (info === null) await unlessStopped(loadInfo(), signal);
+    if (info === null) return;
+    const shots = await unlessStopped(Promise.all(items.map((item) => item.shot())), signal);
+    const asked = (entry = session.add(question, items, shots, info));
+    // Where others were opened meanwhile, those stay: the answer waits in the session.
+    if (sameImages(items, viewer.items)) session.select(asked);
     editor.fold(stop);
     startText();
-    await follow(asked, info, controller.signal, () => redraw(asked));
+    await follow(asked, signal, () => redraw(asked));
+    await unlessStopped(followBundle(asked), signal);
   } catch (error) {
-    tell(error);
+    if (!signal.aborted) tell(error);
+  } finally {
+    running = null;
+    if (entry) finish(entry);
+    update();
   }
-  running = null;
-  if (entry) finish(entry);
-  update();
+}
+
+/** The server may have come back with another bundle sooner than anybody noticed. @param {import("./types.js").Entry} entry */
+async function followBundle(entry) {
+  if (!entry.outcome || entry.outcome.bundle === entry.info.bundle) return;
+  await loadInfo();
+  if (info?.bundle === entry.outcome.bundle) entry.info = info;
 }
 
 /** @param {import("./types.js").Entry} entry */
@@ -104,18 +125,13 @@ function finish(entry) {
   announce([entry.phase === "done" ? "Answer" : "", letter, text, detail].filter(Boolean).join(". "));
 }
 
-/** @param {import("./types.js").Question} question */
-function wrongWith(question) {
-  if (!question.text) return "Write a question first.";
-  if (question.options.length === 1) return "Give at least two options, or none.";
-  const most = info?.limits.text ?? Infinity;
-  if (question.text.length > most) return `The question has ${question.text.length} characters; shorten it to ${most}.`;
-  return "";
-}
-
 /** @param {boolean} again whether the images were asked about before */
 function hint(again) {
   const { length } = viewer.items;
+  if (running) {
+    const waiting = length > 0 && !session.entries.some(isRunning);
+    return waiting ? `Reading the ${length > 1 ? "images" : "image"}; Esc stops` : "Esc stops";
+  }
   if (length === 0) return "No image yet";
   return again ? `Same ${length > 1 ? "images" : "image"}: sooner` : "Ctrl + Enter";
 }
@@ -139,9 +155,9 @@ function update() {
   ask.hidden = busy;
   stop.hidden = !busy;
   if (focused) (busy ? stop : ask).focus();
-  const again = viewer.items.length > 0 && session.entries.some((entry) => sameImages(entry.images, viewer.items));
+  const again = askedBefore(viewer.items, session.entries);
   setText(ask, again ? "Ask again" : "Ask");
-  setText(byId("ask-hint"), busy ? "Esc stops" : hint(again));
+  setText(byId("ask-hint"), hint(again));
   const selected = session.selected;
   const same = selected && writtenQuestion(selected.question) === writtenQuestion(editor.question);
   byId("asked").classList.toggle("unseen", same === true);
@@ -149,19 +165,19 @@ function update() {
   /** @type {HTMLButtonElement} */ (byId("add")).disabled = viewer.items.length === 0;
 }
 
-/**
- * @param {import("./image_item.js").ImageItem[]} one
- * @param {import("./image_item.js").ImageItem[]} other
- */
-function sameImages(one, other) {
-  return one.length === other.length && one.every((item, index) => item === other[index]);
-}
-
 viewer.addEventListener("change", () => {
   if (!running) images.closeUnneeded(session.entries);
   // An answer never stands beside an image that it is not about.
   if (session.selected && !sameImages(session.selected.images, viewer.items)) session.select(null);
   update();
+});
+viewer.addEventListener("touch", () => {
+  drawViews(session.selected);
+  update();
+});
+byId("show-asked").addEventListener("click", () => {
+  if (session.selected) showAsAsked(session.selected);
+  viewer.focus();
 });
 session.addEventListener("select", () => {
   const { selected } = session;
@@ -186,7 +202,7 @@ watch.addEventListener("back", () => {
   if (shownFailure()?.kind === "gone") showFailure(null);
   announce("The server answers again");
   // It may serve another bundle now.
-  void loadInfo();
+  if (!loadingInfo) void loadInfo();
 });
 window.addEventListener("hashchange", () => {
   takeTokenFromAddress();
@@ -207,13 +223,13 @@ byId("clear").addEventListener("click", () => {
 byId("keys").addEventListener("click", () => /** @type {HTMLDialogElement} */ (byId("keys-dialog")).showModal());
 byId("print").addEventListener("click", () => print());
 window.addEventListener("beforeprint", () => {
-  if (session.selected && info) makeReport(session.selected, info);
+  if (session.selected) makeReport(session.selected);
   document.documentElement.classList.toggle("with-report", session.selected !== null);
 });
-byId("token-form").addEventListener("submit", (event) => {
-  event.preventDefault();
-  setToken(/** @type {HTMLInputElement} */ (byId("token")).value);
-  void loadInfo();
+setUpTokenForm(async (token) => {
+  setToken(token);
+  await loadInfo();
+  if (shownFailure()?.kind !== "token") editor.focus();
 });
 document.addEventListener("keydown", (event) => {
   // There, Escape closes it.

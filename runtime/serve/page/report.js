@@ -5,15 +5,12 @@ import { answerInWords } from "./result.js";
 import { stages } from "./timings.js";
 import { cautions, letterOf, modelName, percent, reasoningOf, seconds } from "./words.js";
 
-/**
- * @param {import("./types.js").Entry} entry
- * @param {import("./types.js").Info} info
- */
-export function makeReport(entry, info) {
+/** @param {import("./types.js").Entry} entry */
+export function makeReport(entry) {
   const answer = answerInWords(entry);
   byId("report").replaceChildren(
     make("h1", { text: "Answer of a vision-language model" }),
-    make("p", { class: "warning", text: warning(info) }),
+    make("p", { class: "warning", text: warning(entry.info) }),
     make("div", { class: "pictures" }, ...entry.shots.map(figure)),
     section("Question", make("p", { class: "text", text: entry.question.text }), ...options(entry)),
     section(
@@ -23,7 +20,7 @@ export function makeReport(entry, info) {
       ...notes(entry),
     ),
     section("Reasoning", make("p", { class: "text", text: reasoningOf(entry) || "none" })),
-    section("Made by", facts(entry, info)),
+    section("Made by", facts(entry)),
   );
 }
 
@@ -65,18 +62,19 @@ function notes({ outcome, finish }) {
   return said.map((text) => make("p", { class: "note", text }));
 }
 
-/**
- * @param {import("./types.js").Entry} entry
- * @param {import("./types.js").Info} info
- */
-function facts(entry, info) {
+/** @param {import("./types.js").Entry} entry */
+function facts(entry) {
+  const { info } = entry;
+  const bundle = entry.outcome?.bundle ?? info.bundle;
+  // Of a bundle that came in the place of the one that was asked, nothing else is known.
+  const known = bundle === info.bundle;
   const times = stages(entry).map((stage) => `${stage.name.toLowerCase()} ${seconds(stage.seconds)}`);
   const total = entry.outcome ? `; in all ${seconds(entry.outcome.timings.total_s)}` : "";
   /** @type {[string, string][]} */
   const rows = [
-    ["Model", [modelName(info), info.recipe.toUpperCase()].filter(Boolean).join(", ")],
-    ["Bundle (sha256)", entry.outcome?.bundle ?? info.bundle],
-    ["Software", `medvlm ${info.version}`],
+    ["Model", known ? [modelName(info), info.recipe.toUpperCase()].filter(Boolean).join(", ") : ""],
+    ["Bundle (sha256)", bundle],
+    ["Software", known ? `medvlm ${info.version}` : ""],
     ["Asked", entry.time.toLocaleString([], { dateStyle: "long", timeStyle: "medium" })],
     ["Time", times.join(", ") + total],
   ];

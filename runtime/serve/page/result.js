@@ -1,5 +1,6 @@
 /** The answer to the selected question, from the moment it is sent. */
 
+import { drawViews } from "./asked_views.js";
 import { byId, make, setText } from "./dom.js";
 import { drawTimings } from "./timings.js";
 import { cautions, isClose, letterOf, marginInWords, percent, reasoningOf, withoutTags } from "./words.js";
@@ -8,6 +9,8 @@ import { cautions, isClose, letterOf, marginInWords, percent, reasoningOf, witho
 export class Result {
   /** @type {import("./types.js").Entry | null} */
   entry = null;
+  /** What the server has now. */
+  bundle = "";
 
   constructor() {
     this.element = byId("result");
@@ -21,6 +24,7 @@ export class Result {
     this.entry = entry;
     this.element.hidden = entry === null;
     byId("blank").hidden = entry !== null;
+    drawViews(entry);
     if (entry === null) return;
     const images = entry.shots.length > 1 ? ` (${entry.shots.length} images)` : "";
     setText(byId("asked"), entry.question.text + images);
@@ -42,9 +46,11 @@ export class Result {
     this.#drawReasoning(entry);
     drawBars(this.bars, entry);
     drawTimings(byId("timings"), entry);
-    const said = entry.outcome ? cautions(entry.outcome.flags, entry.finish) : [];
+    const { outcome } = entry;
+    const said = outcome ? cautions(outcome.flags, entry.finish) : [];
+    if (outcome && outcome.bundle !== this.bundle) said.push(`Bundle ${outcome.bundle.slice(0, 12)} answered; the server has another now.`);
     const items = said.map((text) => make("li", { class: "caution", text }));
-    if (entry.outcome) items.push(...notes(entry).map((text) => make("li", { text })));
+    items.push(...notes(entry).map((text) => make("li", { text })));
     byId("notes").replaceChildren(...items);
   }
 
@@ -102,10 +108,10 @@ export function answerInWords(entry) {
   return { letter: choice, text, detail: marginInWords(options) };
 }
 
-/** What was asked about, and what the server says of it. @param {import("./types.js").Entry} entry */
+/** What the server says of it, and of several images what was asked about. @param {import("./types.js").Entry} entry */
 function notes({ shots, outcome }) {
-  const numbered = shots.length > 1;
-  const views = shots.map(({ view }, index) => view && `Asked about ${numbered ? `image ${index + 1}: ` : ""}${view}`);
+  const several = shots.length > 1;
+  const views = shots.map(({ view }, index) => several && view && `Asked about image ${index + 1}: ${view}`);
   return [...views.filter(Boolean), ...(outcome?.notes ?? [])];
 }
 

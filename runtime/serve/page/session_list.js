@@ -16,9 +16,10 @@ export class SessionList extends EventTarget {
    * @param {import("./types.js").Question} question
    * @param {import("./image_item.js").ImageItem[]} images
    * @param {import("./types.js").Shot[]} shots
+   * @param {import("./types.js").Info} info
    * @returns {import("./types.js").Entry}
    */
-  add(question, images, shots) {
+  add(question, images, shots, info) {
     /** @type {import("./types.js").Entry} */
     const entry = {
       id: ++this.#made,
@@ -26,6 +27,7 @@ export class SessionList extends EventTarget {
       question,
       images,
       shots,
+      info,
       phase: "sending",
       queue: null,
       started: performance.now(),
@@ -38,7 +40,7 @@ export class SessionList extends EventTarget {
     };
     this.entries.push(entry);
     byId("session-list").prepend(this.#row(entry));
-    this.select(entry);
+    byId("session-note").hidden = true;
     return entry;
   }
 

@@ -34,6 +34,7 @@
  * @property {View} asked the same for the server; empty for what is no DICOM
  * @property {string[]} notes
  * @property {import("./image_item.js").Wanted} shown how it was shown then
+ * @property {import("./image_item.js").Wanted} askedAs how the model saw it
  * @property {boolean} askAsShown
  *
  * @typedef {object} Timings Seconds, as `medvlm ask --json` gives them.
@@ -68,6 +69,7 @@
  * @property {Question} question
  * @property {import("./image_item.js").ImageItem[]} images
  * @property {Shot[]} shots
+ * @property {Info} info what the server was that answered
  * @property {Phase} phase
  * @property {{position: number, wait_s: number | null} | null} queue
  * @property {number} started performance.now() when it was sent

@@ -44,8 +44,10 @@ def test_an_earlier_question_comes_back_in_the_view_that_was_asked_about(
     page.locator(".tile").focus()
     page.keyboard.press("PageDown")
     page.click("#presets >> text=Lung")
-    expect(page.locator("#notes")).to_contain_text("Asked about frame 1 of 3, bone window, center 400, width 1800")
+    asked = "about frame 1 of 3, bone window, center 400, width 1800"
+    expect(page.locator("#views-text")).to_contain_text(f"This answer is {asked}")
     page.click("#session-list button")
+    expect(page.locator("#views-text")).to_have_text(f"Asked {asked}")
     expect(page.locator(".tile .frame")).to_have_text("1 / 3")
     expect(page.locator(".tile .window")).to_contain_text("bone")
     page.click("#ask")

@@ -11,15 +11,96 @@ import pytest
 
 expect = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra test").expect
 
+OWN = "frame 1 of 3, the file\u2019s own window, center 0, width 2000"
+# Shifts of what was there, whoever caused them.
+WATCH = """() => {
+  window.shifts = [];
+  new PerformanceObserver((list) => {
+    for (const shift of list.getEntries()) {
+      for (const source of shift.sources) if (source.node) window.shifts.push(source.node.id || source.node.nodeName);
+    }
+  }).observe({ type: "layout-shift" });
+}"""
 
 # The next file is chosen, and the page does not hear of it.
 UNHEARD = """document.querySelector("#file").addEventListener(
   "change", (event) => event.stopImmediatePropagation(), { capture: true, once: true })"""
 
 
+def ask_about(page: Any, text: str = "What is it?", *, phase: str = "done") -> None:
+    page.fill("#question-text", text)
+    page.click("#ask")
+    page.wait_for_selector(f"#result[data-phase={phase}]")
+
+
 def ready(page: Any) -> None:
     """Wait until the picture is the one wanted."""
     expect(page.locator(".tile").first).to_have_attribute("aria-busy", "false")
+
+
+def test_beside_another_frame_or_window_an_answer_says_what_it_is_about_and_shows_it(
+    open_page: Callable[..., Any], stub: Any, drop: Any
+) -> None:
+    page = open_page()
+    drop(page, "ct.dcm")
+    stub.hold_after = 5
+    stub.hold.set()
+    ask_about(page, phase="reasoning")
+    expect(page.locator("#views-text")).to_have_text(f"Asked about {OWN}")
+    page.evaluate(WATCH)
+    page.locator(".tile").focus()
+    page.keyboard.press("PageDown")
+    # While the answer is written, too.
+    expect(page.locator("#views-text")).to_have_text(f"This answer is about {OWN}")
+    page.click("#presets >> text=Bone")
+    stub.hold.clear()
+    page.wait_for_selector("#result[data-phase=done]")
+    expect(page.locator("#views-text")).to_have_text(f"This answer is about {OWN}")
+    page.click("#show-asked")
+    expect(page.locator("#views-text")).to_have_text(f"Asked about {OWN}")
+    expect(page.locator("#show-asked")).to_be_hidden()
+    expect(page.locator(".tile .frame")).to_have_text("1 / 3")
+    expect(page.locator(".tile .window")).to_have_text("C 0  W 2000")
+    assert page.evaluate("document.activeElement.className").startswith("tile")
+    assert {"answer", "letter", "bars", "margin"}.isdisjoint(page.evaluate("window.shifts"))
+
+
+def test_a_window_that_the_model_does_not_see_is_marked_as_not_what_the_answer_is_about(
+    open_page: Callable[..., Any], drop: Any
+) -> None:
+    page = open_page()
+    drop(page, "ct.dcm")
+    page.click("#presets >> text=Bone")
+    page.uncheck("#ask-as-shown")
+    ready(page)
+    ask_about(page)
+    expect(page.locator("#views-text")).to_have_text(f"This answer is about {OWN}")
+    page.click("#show-asked")
+    expect(page.locator("#views-text")).to_have_text(f"Asked about {OWN}")
+
+
+def test_of_several_images_the_one_that_is_shown_otherwise_is_named(open_page: Callable[..., Any], drop: Any) -> None:
+    page = open_page()
+    drop(page, "chest.png")
+    drop(page, "ct.dcm", zone="add")
+    ask_about(page)
+    expect(page.locator("#views-text")).to_have_text(f"Asked about image 2: {OWN}")
+    page.locator(".tile").last.focus()
+    page.keyboard.press("PageDown")
+    expect(page.locator("#views-text")).to_have_text(f"This answer is about image 2: {OWN}")
+
+
+def test_only_pictures_that_were_asked_about_are_said_to_be_known(open_page: Callable[..., Any], drop: Any) -> None:
+    page = open_page()
+    drop(page, "ct.dcm")
+    ask_about(page)
+    expect(page.locator("#ask-hint")).to_have_text("Same image: sooner")
+    page.locator(".tile").focus()
+    page.keyboard.press("PageDown")
+    expect(page.locator("#ask-hint")).to_have_text("Ctrl + Enter")
+    assert page.inner_text("#ask") == "Ask"
+    page.keyboard.press("PageUp")
+    expect(page.locator("#ask")).to_have_text("Ask again")
 
 
 def test_a_number_that_was_typed_is_applied_before_it_is_asked_about(
