@@ -58,6 +58,8 @@ export class Result {
   #drawAnswer(entry) {
     const { letter, text, detail } = answerInWords(entry);
     setText(byId("letter"), letter);
+    // What stands there for no answer is no word.
+    byId("letter").setAttribute("aria-hidden", String(!/[A-Z]/.test(letter)));
     setText(byId("answer-text"), text);
     byId("answer-text").title = text;
     byId("margin").classList.toggle("close", isClose(entry.outcome?.options ?? {}));
@@ -115,6 +117,11 @@ function notes({ shots, outcome }) {
   return [...views.filter(Boolean), ...(outcome?.notes ?? [])];
 }
 
+/** @param {number} position of who waits, from 1 */
+export function placeInWords(position) {
+  return position === 1 ? "Next in line" : `${position} answers come first`;
+}
+
 /** @param {import("./types.js").Entry} entry */
 function pendingText(entry) {
   const images = entry.shots.length > 1 ? "images" : "image";
@@ -124,7 +131,7 @@ function pendingText(entry) {
     case "queued": {
       const { position, wait_s: wait } = entry.queue ?? { position: 1, wait_s: null };
       const about = wait ? `, about ${Math.max(1, Math.round(wait))} s` : "";
-      return position === 1 ? `Next in line${about}` : `${position} answers come first${about}`;
+      return placeInWords(position) + about;
     }
     case "reading":
       return entry.shots.length ? `Reading the ${images}` : "Reading the question";
@@ -143,7 +150,8 @@ function barRow(text, index) {
     {},
     make("span", { class: "fill", attributes: { "aria-hidden": "true" } }),
     make("span", { class: "mark", text: letterOf(index) }),
-    make("span", { class: "text", text, attributes: { title: text } }),
+    make("span", { class: "text", text, attributes: { title: text, dir: "auto" } }),
+    make("span", { class: "verdict unseen" }),
     make("span", { class: "share" }),
   );
 }
@@ -156,9 +164,11 @@ function drawBars(list, entry) {
   [...list.children].forEach((row, index) => {
     const letter = letterOf(index);
     const share = entry.outcome?.options[letter];
-    row.classList.toggle("chosen", entry.outcome?.choice === letter);
+    const chosen = entry.outcome?.choice === letter;
+    row.classList.toggle("chosen", chosen);
+    setText(/** @type {Element} */ (row.querySelector(".verdict")), chosen ? "chosen" : "");
     setText(/** @type {Element} */ (row.querySelector(".share")), share === undefined ? "" : percent(share));
     const fill = /** @type {HTMLElement} */ (row.querySelector(".fill"));
-    fill.style.transform = `scaleX(${share ?? 0})`;
+    fill.style.transform = `translateX(${100 * (share ?? 0) - 100}%)`;
   });
 }

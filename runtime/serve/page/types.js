@@ -65,11 +65,11 @@
  *
  * @typedef {object} Entry One question of the session with its answer.
  * @property {number} id
+ * @property {Info} info what the server said of itself when it was asked
  * @property {Date} time when it was asked
  * @property {Question} question
  * @property {import("./image_item.js").ImageItem[]} images
  * @property {Shot[]} shots
- * @property {Info} info what the server was that answered
  * @property {Phase} phase
  * @property {{position: number, wait_s: number | null} | null} queue
  * @property {number} started performance.now() when it was sent

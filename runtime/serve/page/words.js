@@ -78,6 +78,11 @@ export function modelName(info) {
   return info.demo ? "Demo model" : info.model;
 }
 
+/** The bundle that answered; before that, the one that is to. @param {import("./types.js").Entry} entry */
+export function bundleOf({ outcome, info }) {
+  return outcome?.bundle ?? info.bundle;
+}
+
 /** @param {number} bytes */
 export function fileSize(bytes) {
   return bytes < 1e6 ? `${Math.max(1, Math.round(bytes / 1e3))} kB` : `${(bytes / 1e6).toFixed(1)} MB`;
