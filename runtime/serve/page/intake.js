@@ -36,10 +36,16 @@ function setUpChoosing(take) {
 function setUpPasting(take) {
   document.addEventListener("paste", (event) => {
     const files = [...(event.clipboardData?.files ?? [])];
-    if (!files.length) return;
+    // Office programs and browsers put a picture beside the text that is copied: in a field the text is meant.
+    if (!files.length || (isTextField(event.target) && event.clipboardData?.getData("text/plain"))) return;
     event.preventDefault();
     take(files, "replace");
   });
+}
+
+/** @param {EventTarget | null} target */
+function isTextField(target) {
+  return target instanceof Element && target.matches("textarea, input[type=text], input[type=password]");
 }
 
 /**

@@ -9,10 +9,10 @@ import { setUpTokenForm, showFailure, shownFailure } from "./failure_panel.js";
 import { ImageTaking, tellOfImages } from "./image_taking.js";
 import { setUpIntake } from "./intake.js";
 import { QuestionEditor } from "./question_editor.js";
-import { writtenQuestion } from "./question_text.js";
+import { wrongWithQuestion, writtenQuestion } from "./question_text.js";
 import { makeReport } from "./report.js";
 import { Result, answerInWords, isRunning } from "./result.js";
-import { askedBefore, sameImages, unlessStopped, wrongWith } from "./sending.js";
+import { askedBefore, sameImages, unlessStopped } from "./sending.js";
 import { getInfo, setToken, takeTokenFromAddress } from "./server.js";
 import { drawInfo } from "./server_info.js";
 import { ServerWatch } from "./server_watch.js";
@@ -75,7 +75,7 @@ function tell(error) {
 async function send() {
   editor.closeGaps();
   const { question } = editor;
-  const wrong = wrongWith(question, info?.limits);
+  const wrong = wrongWithQuestion(question, info?.limits.text ?? Infinity);
   if (wrong) {
     showFailure(new Failure("refused", "This cannot be asked yet", wrong));
     return editor.focus();

@@ -32,19 +32,23 @@ export class QuestionEditor extends EventTarget {
   /** @param {import("./types.js").Question} question */
   setQuestion({ text, options }) {
     this.text.value = text;
-    this.rows.replaceChildren();
-    const shown = options.length ? options : ["", ""];
-    shown.forEach((option, index) => this.#insert(index, option));
-    this.unfold();
-    this.#changed();
+    this.#setRows(options.length ? options : ["", ""]);
   }
 
-  /** Take out empty rows that have a filled one below, so that each row shows the letter under which it is asked. */
+  /**
+   * Bring what is written into the form in which it is asked: options in the text go to the rows, and empty rows that
+   * have a filled one below go out, so that each row shows the letter under which it is asked.
+   */
   closeGaps() {
+    const focused = this.rows.contains(document.activeElement);
     const { options } = this.question;
-    if (this.#inputs().slice(0, options.length).some((input) => !input.value.trim())) {
-      this.setQuestion({ text: this.text.value, options });
-    }
+    const parts = options.length ? null : questionParts(this.text.value);
+    if (parts) this.setQuestion(parts);
+    const inputs = this.#inputs();
+    const last = inputs.findLastIndex((input) => input.value.trim());
+    for (const input of inputs.slice(0, Math.max(0, last))) if (!input.value.trim()) input.parentElement?.remove();
+    this.#number();
+    if (focused && !this.rows.contains(document.activeElement)) (this.#inputs().at(-1) ?? this.adder).focus();
   }
 
   focus() {
@@ -74,12 +78,26 @@ export class QuestionEditor extends EventTarget {
     return [...this.rows.querySelectorAll("input")];
   }
 
+  /** @param {string[]} options */
+  #setRows(options) {
+    const rows = [...this.rows.children];
+    for (const row of rows.slice(options.length)) row.remove();
+    const inputs = this.#inputs();
+    options.forEach((option, index) => {
+      if (inputs[index]) inputs[index].value = option;
+      else this.#insert(index, option);
+    });
+    this.#number();
+    this.unfold();
+    this.#changed();
+  }
+
   /**
    * @param {number} index
    * @param {string} value
    */
   #insert(index, value) {
-    const input = make("input", { attributes: { type: "text", placeholder: "Optional" } });
+    const input = make("input", { attributes: { type: "text", placeholder: "Optional", dir: "auto" } });
     input.value = value;
     const remove = make("button", { class: "quiet icon", text: "×", attributes: { type: "button" } });
     const row = make("div", { class: "option" }, make("span", { class: "mark", attributes: { "aria-hidden": "true" } }), input, remove);
@@ -127,7 +145,12 @@ export class QuestionEditor extends EventTarget {
     const parts = questionParts(event.clipboardData?.getData("text/plain") ?? "");
     if (!parts) return;
     event.preventDefault();
-    this.setQuestion({ text: parts.text || this.text.value, options: parts.options });
+    this.text.focus();
+    // Unlike a change of the value, this can be undone. Where it is not there, the text comes all the same.
+    if (parts.text && !document.execCommand("insertText", false, parts.text)) {
+      this.text.setRangeText(parts.text, this.text.selectionStart, this.text.selectionEnd, "end");
+    }
+    this.#setRows(parts.options);
   }
 
   #number() {

@@ -1,20 +1,6 @@
-/** What comes before a question is sent: whether it can be asked, and its images as they are to be asked about. */
+/** What comes before a question is sent: its images as they are to be asked about. */
 
 import { sameView } from "./image_item.js";
-
-/**
- * Why this cannot be asked; empty where it can.
- *
- * @param {import("./types.js").Question} question
- * @param {import("./types.js").Info["limits"] | undefined} limits
- */
-export function wrongWith(question, limits) {
-  if (!question.text) return "Write a question first.";
-  if (question.options.length === 1) return "Give at least two options, or none.";
-  const most = limits?.text ?? Infinity;
-  if (question.text.length > most) return `The question has ${question.text.length} characters; shorten it to ${most}.`;
-  return "";
-}
 
 /**
  * What `work` gives, or an AbortError as soon as the signal is pulled: the work itself goes on, for whoever else needs it.

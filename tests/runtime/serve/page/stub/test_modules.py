@@ -67,6 +67,87 @@ def test_a_pasted_question_is_taken_apart_as_the_runtime_reads_it(run: Callable[
     assert (parts["options"] if parts else []) == expected
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Which?\nA) Lung\n\nB) Liver\n\n",
+        "Which?\n- A) Lung\n- B) Liver",
+        "Which?\n**A)** Lung\n**B)** Liver",
+        "Which?\n**A.** Lung\n**B.** Liver",
+        "Which?\n**A) Lung**\n**B) Liver**",
+        "Which?\nA\uff09 Lung\nB\uff09 Liver",
+        "Which?\n\uff21\uff09Lung\n\uff22\uff09Liver",
+        "Which?\n[A] Lung\n[B] Liver",
+        "Which?\nA - Lung\nB - Liver",
+        "Which?\n\u00a0A) Lung\n\u00a0B)\u00a0Liver",
+        "Which?\rA) Lung\rB) Liver",
+        "Which? A) Lung B) Liver",
+        "Which? (A) Lung, (B) Liver",
+        "Which?\nA) Lung or B) Liver",
+    ],
+)
+def test_options_are_found_however_they_are_marked(run: Callable[..., Any], text: str) -> None:
+    parts = run("question_text", "questionParts", text)
+    assert parts == {"text": "Which?", "options": ["Lung", "Liver"]}
+
+
+@pytest.mark.parametrize(
+    ("text", "rest", "options"),
+    [
+        ("Which?\nA) The lung\non the left\nB) The\n  liver", "Which?", ["The lung on the left", "The liver"]),
+        ("Which?\nA) Lung\nB) Liver\nGive the letter.", "Which?\nGive the letter.", ["Lung", "Liver"]),
+        ("Which?\n" + "\n".join(f"{letter}) {letter}x" for letter in "ABCDEFGHIJKLMN"), "Which?", None),
+    ],
+)
+def test_no_line_of_a_question_with_options_is_lost(
+    run: Callable[..., Any], text: str, rest: str, options: list[str] | None
+) -> None:
+    expected = options or [f"{letter}x" for letter in "ABCDEFGHIJKLMN"]
+    assert run("question_text", "questionParts", text) == {"text": rest, "options": expected}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Describe:\n1) the heart\n2) the lungs",
+        "Is it vitamin A) or B)?",
+        "A. baumannii or B. fragilis?",
+        "The panel (A) shows a lung, (B) a liver. Which is T1?",
+        "Which?\nA.M.\nB.C.",
+        "Which?\nA) one\nC) three",
+    ],
+)
+def test_prose_and_lists_are_no_options(run: Callable[..., Any], text: str) -> None:
+    assert run("question_text", "questionParts", text) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Which?\nA) Lung\nB) Liver",
+        "(A) axial\n(B) coronal\nA) one\nB) two",
+        "Which?\nA. one\nb) two",
+        "(A one\n(B) two",
+        "A) one A) two B) three",
+        "Which one, a) left, b) right, or c) both?",
+        "Is it (A) benign or (B) malignant?",
+        "Is it hepatitis A) or hepatitis B) now",
+        "See (vitamin A) and B) then",
+        "Labels: (A) axial, (B) coronal. Which is T1?",
+        "Which? A: one B: two",
+        "Which?\u00a0A) one\u00a0B) two",
+        "Which?\rA) one\rB) two",
+        "A) B) C)",
+        "Which? A) , B) x",
+        "type\nB) one",
+        "\n".join(f"{chr(65 + index)}) x" for index in range(26)),
+    ],
+)
+def test_the_page_knows_which_options_the_runtime_reads(run: Callable[..., Any], text: str) -> None:
+    read = run("option_marks", "optionsRead", text)
+    assert [option["text"] for option in read] == list(parse_options(text).values())
+
+
 def test_what_is_asked_has_the_options_that_were_written(run: Callable[..., Any]) -> None:
     options = ["Lung", "Liver (left lobe)", "A) strange one", "none"]
     text = run("question_text", "writtenQuestion", {"text": " Which? ", "options": options})
