@@ -3,6 +3,7 @@
 import { announce, announceText, startText } from "./announcer.js";
 import { drawViews, showAsAsked } from "./asked_views.js";
 import { follow } from "./asking.js";
+import { keepApart } from "./button_swap.js";
 import { byId, setText } from "./dom.js";
 import { Failure, asFailure } from "./failure.js";
 import { setUpTokenForm, showFailure, shownFailure } from "./failure_panel.js";
@@ -212,6 +213,7 @@ byId("question").addEventListener("submit", (event) => {
   event.preventDefault();
   if (!running) void send();
 });
+keepApart(byId("actions"), [ask, stop]);
 stop.addEventListener("click", () => running?.abort());
 byId("clear").addEventListener("click", () => {
   viewer.setItems([]);
