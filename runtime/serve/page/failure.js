@@ -96,18 +96,18 @@ export function failureOfResponse(status, retryAfter, body) {
     return new Failure(
       "busy",
       "The server is not taking questions",
-      said || "It is starting or shutting down. Your question is kept here; ask again in a moment.",
+      `${sentence(said) || "It is starting or shutting down."} Your question is kept here; ask again in a moment.`,
       3,
     );
   }
   if (status === 413) {
-    return new Failure("refused", "That is too large for the server", said || "Use fewer or smaller images.");
+    return new Failure("refused", "That is too large for the server", sentence(said) || "Use fewer or smaller images.");
   }
   if (status >= 500) {
     return new Failure(
       "broken",
       "The server failed",
-      `${said || "It gave no reason."} Your question is kept here. If asking again does not help, look at the server’s log.`,
+      `${sentence(said) || "It gave no reason."} Your question is kept here. If asking again does not help, look at the server’s log.`,
     );
   }
   return new Failure("refused", "This cannot be asked", sentence(said) || `The server refused it (HTTP ${status}).`);

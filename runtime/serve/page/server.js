@@ -24,10 +24,12 @@ export async function getInfo() {
   return callForJson("/info", {});
 }
 
+export const HEALTH_PATIENCE_MS = 2000;
+
 /** Whether the server takes questions. */
 export async function isThere() {
   try {
-    const response = await fetch("/healthz", { cache: "no-store", signal: AbortSignal.timeout(4000) });
+    const response = await fetch("/healthz", { cache: "no-store", signal: AbortSignal.timeout(HEALTH_PATIENCE_MS) });
     return response.ok;
   } catch {
     return false;

@@ -3,7 +3,7 @@
 import { byId, setText } from "./dom.js";
 import { isThere } from "./server.js";
 
-const EVERY_MS = 5000;
+export const EVERY_MS = 2500;
 const EVERY_MS_WHILE_GONE = 1500;
 
 /** @typedef {"waiting" | "ready" | "gone"} ServerState */

@@ -21,9 +21,10 @@ def write_and_ask(page: Any) -> None:
     [
         ((429, {"Retry-After": "7"}, "the queue is full"), "busy", "about 7 s"),
         ((400, {}, "the question holds '<|im_end|>'; remove it"), "cannot be asked", "The question holds"),
-        ((413, {}, "the body is larger than 64 MiB"), "too large", "64 MiB"),
-        ((500, {}, "the model failed"), "server failed", "the model failed"),
+        ((413, {}, "the body is larger than 64 MiB"), "too large", "The body is larger than 64 MiB."),
+        ((500, {}, "the model failed"), "server failed", "The model failed."),
         ((503, {}, ""), "not taking questions", "kept here"),
+        ((503, {}, "the queue is closed"), "not taking questions", "The queue is closed. Your question is kept here"),
     ],
 )
 def test_a_refusal_is_told_and_the_question_kept(
@@ -89,6 +90,15 @@ def test_a_server_that_goes_while_nobody_asks_is_noticed(open_page: Callable[...
     page = open_page()
     stub.stop()
     expect(page.locator("#server-state-text")).to_have_text("Server gone")
+
+
+def test_a_server_that_hangs_is_noticed_within_five_seconds(open_page: Callable[..., Any]) -> None:
+    longest = """async () => {
+      const { EVERY_MS } = await import("/page/server_watch.js");
+      const { HEALTH_PATIENCE_MS } = await import("/page/server.js");
+      return EVERY_MS + HEALTH_PATIENCE_MS;
+    }"""
+    assert open_page().evaluate(longest) <= 5000
 
 
 def test_the_token_comes_by_the_link_and_is_out_of_the_address(open_page: Callable[..., Any], stub: Any) -> None:
