@@ -4,6 +4,7 @@ import { byId } from "./dom.js";
 
 let pending = "";
 let spoken = 0;
+let stated = "";
 
 /** @param {string} text */
 export function announce(text) {
@@ -19,6 +20,13 @@ export function announce(text) {
 export function startText() {
   pending = "";
   spoken = 0;
+  stated = "";
+}
+
+/** Say where something stands, once for as long as it stands there. @param {string} text */
+export function announceState(text) {
+  if (text !== stated) announce(text);
+  stated = text;
 }
 
 /**

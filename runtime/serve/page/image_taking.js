@@ -1,4 +1,7 @@
-/** Takes files into the viewer as images, and lets go of images that nothing needs any more. */
+/**
+ * Takes files into the viewer as images, and lets go of images that nothing needs any more. Sends the viewer "restore" when it
+ * has taken an image out again that could not be read.
+ */
 
 import { announce } from "./announcer.js";
 import { byId, setText } from "./dom.js";
@@ -78,6 +81,7 @@ export class ImageTaking {
     if (item.preview !== null || !this.viewer.items.includes(item)) return;
     const others = this.viewer.items.filter((each) => each !== item);
     this.viewer.setItems(others.length ? others : this.#replaced);
+    this.viewer.dispatchEvent(new Event("restore"));
   }
 
   /** Tell of a window that was refused until another is wanted, and of one that could not be had. */

@@ -1,6 +1,6 @@
 /** Puts the parts of the page together. */
 
-import { announce, announceText, startText } from "./announcer.js";
+import { announce, announceState, announceText, startText } from "./announcer.js";
 import { drawViews, showAsAsked } from "./asked_views.js";
 import { follow } from "./asking.js";
 import { keepApart } from "./button_swap.js";
@@ -12,7 +12,7 @@ import { setUpIntake } from "./intake.js";
 import { QuestionEditor } from "./question_editor.js";
 import { wrongWithQuestion, writtenQuestion } from "./question_text.js";
 import { makeReport } from "./report.js";
-import { Result, answerInWords, isRunning } from "./result.js";
+import { Result, answerInWords, isRunning, placeInWords } from "./result.js";
 import { askedBefore, sameImages, unlessStopped } from "./sending.js";
 import { getInfo, setToken, takeTokenFromAddress } from "./server.js";
 import { drawInfo } from "./server_info.js";
@@ -116,14 +116,32 @@ async function followBundle(entry) {
 
 /** @param {import("./types.js").Entry} entry */
 function finish(entry) {
-  if (entry.failure) {
-    tell(entry.failure);
-    if (!entry.reasoning && !entry.content) session.drop(entry);
-    return;
+  if (entry.failure) return fail(entry, entry.failure);
+  if (session.selected !== entry) {
+    return announce(`The answer to “${entry.question.text}” ${entry.phase === "done" ? "is ready" : "was stopped"}`);
   }
   const { letter, text, detail } = answerInWords(entry);
   announceText(reasoningOf(entry), true);
   announce([entry.phase === "done" ? "Answer" : "", letter, text, detail].filter(Boolean).join(". "));
+}
+
+/**
+ * @param {import("./types.js").Entry} entry
+ * @param {Failure} failure
+ */
+function fail(entry, failure) {
+  const selected = session.selected === entry;
+  // What is told beside another answer would be read as that one's; the entry keeps it.
+  if (!selected) announce(`The answer to “${entry.question.text}” broke off`);
+  else if (!entry.reasoning && !entry.content) session.drop(entry);
+  if (selected || isOfServer(failure)) tell(failure);
+  // It may be that there is another model now.
+  if (failure.kind === "refused") void loadInfo();
+}
+
+/** Whether a failure stands for as long as the server is as it is, whatever was asked. @param {Failure | null} failure */
+function isOfServer(failure) {
+  return failure?.kind === "gone" || failure?.kind === "token";
 }
 
 /** @param {boolean} again whether the images were asked about before */
@@ -146,10 +164,13 @@ function redraw(entry) {
     session.update(entry);
     if (session.selected === entry) result.update();
   });
-  if (isRunning(entry)) announceText(reasoningOf(entry), false);
+  if (session.selected !== entry || !isRunning(entry)) return;
+  if (entry.phase === "queued" && entry.queue) announceState(placeInWords(entry.queue.position));
+  announceText(reasoningOf(entry), false);
 }
 
 function update() {
+  if (info && session.markEarlier(info.bundle)) result.update();
   const busy = running !== null;
   // The one that has the focus must not vanish under it.
   const focused = document.activeElement === ask || document.activeElement === stop;
@@ -184,9 +205,11 @@ session.addEventListener("select", () => {
   const { selected } = session;
   if (selected && !sameImages(selected.images, viewer.items)) viewer.setItems(selected.images);
   result.show(selected);
+  if (!isOfServer(shownFailure())) showFailure(selected?.failure ?? null);
   if (!selected) editor.unfold();
   update();
 });
+viewer.addEventListener("restore", () => session.restore(viewer.items));
 editor.addEventListener("change", update);
 session.addEventListener("pick", () => {
   if (!session.selected) return;

@@ -1,27 +1,39 @@
 /** The report that is printed: image, question, answer, reasoning, and what made it. */
 
 import { byId, make } from "./dom.js";
-import { answerInWords } from "./result.js";
+import { answerInWords, isRunning } from "./result.js";
 import { stages } from "./timings.js";
-import { cautions, letterOf, modelName, percent, reasoningOf, seconds } from "./words.js";
+import { bundleOf, cautions, letterOf, modelName, percent, reasoningOf, seconds } from "./words.js";
+
+const UNFINISHED = { letter: "", text: "Not finished", detail: "This was printed before there was an answer." };
 
 /** @param {import("./types.js").Entry} entry */
 export function makeReport(entry) {
-  const answer = answerInWords(entry);
+  const answer = isRunning(entry) ? UNFINISHED : answerInWords(entry);
   byId("report").replaceChildren(
     make("h1", { text: "Answer of a vision-language model" }),
     make("p", { class: "warning", text: warning(entry.info) }),
     make("div", { class: "pictures" }, ...entry.shots.map(figure)),
-    section("Question", make("p", { class: "text", text: entry.question.text }), ...options(entry)),
+    section("Question", textOf("text", entry.question.text), ...options(entry)),
     section(
       "Answer",
-      make("p", { class: "answer", text: [answer.letter, answer.text].filter(Boolean).join("  ") }),
+      textOf("answer", [answer.letter, answer.text].filter(Boolean).join("  ")),
       make("p", { text: answer.detail }),
       ...notes(entry),
     ),
-    section("Reasoning", make("p", { class: "text", text: reasoningOf(entry) || "none" })),
+    section("Reasoning", textOf("text", reasoningOf(entry) || "none")),
     section("Made by", facts(entry)),
   );
+}
+
+/**
+ * A paragraph of what was asked or answered, in the direction of its own script.
+ *
+ * @param {string} name
+ * @param {string} text
+ */
+function textOf(name, text) {
+  return make("p", { class: name, text, attributes: { dir: "auto" } });
 }
 
 /** @param {import("./types.js").Info} info */
@@ -50,7 +62,9 @@ function options({ question, outcome }) {
   const rows = question.options.map((text, index) => {
     const letter = letterOf(index);
     const share = outcome?.options[letter];
-    const cells = [letter, text, share === undefined ? "" : percent(share)].map((cell) => make("td", { text: cell }));
+    const cells = [letter, text, share === undefined ? "" : percent(share)].map((cell) =>
+      make("td", { text: cell, attributes: { dir: "auto" } }),
+    );
     return make("tr", { class: outcome?.choice === letter ? "chosen" : "" }, ...cells);
   });
   return [make("table", {}, make("tbody", {}, ...rows))];
@@ -64,17 +78,15 @@ function notes({ outcome, finish }) {
 
 /** @param {import("./types.js").Entry} entry */
 function facts(entry) {
-  const { info } = entry;
-  const bundle = entry.outcome?.bundle ?? info.bundle;
-  // Of a bundle that came in the place of the one that was asked, nothing else is known.
-  const known = bundle === info.bundle;
+  // Of a bundle that came unnoticed, the digest is all that is known.
+  const known = bundleOf(entry) === entry.info.bundle ? entry.info : null;
   const times = stages(entry).map((stage) => `${stage.name.toLowerCase()} ${seconds(stage.seconds)}`);
   const total = entry.outcome ? `; in all ${seconds(entry.outcome.timings.total_s)}` : "";
   /** @type {[string, string][]} */
   const rows = [
-    ["Model", known ? [modelName(info), info.recipe.toUpperCase()].filter(Boolean).join(", ") : ""],
-    ["Bundle (sha256)", bundle],
-    ["Software", known ? `medvlm ${info.version}` : ""],
+    ["Model", known ? [modelName(known), known.recipe.toUpperCase()].filter(Boolean).join(", ") : ""],
+    ["Bundle (sha256)", bundleOf(entry)],
+    ["Software", known ? `medvlm ${known.version}` : ""],
     ["Asked", entry.time.toLocaleString([], { dateStyle: "long", timeStyle: "medium" })],
     ["Time", times.join(", ") + total],
   ];

@@ -2,7 +2,7 @@
 
 import { byId, make, setText } from "./dom.js";
 import { isRunning } from "./result.js";
-import { clock } from "./words.js";
+import { bundleOf, clock } from "./words.js";
 
 /** Sends "select" when another entry is shown, and "pick" after it where a reader chose it. */
 export class SessionList extends EventTarget {
@@ -10,6 +10,8 @@ export class SessionList extends EventTarget {
   entries = [];
   /** @type {import("./types.js").Entry | null} */
   selected = null;
+  /** @type {import("./types.js").Entry | null} the one that was selected before */
+  #before = null;
   #made = 0;
 
   /**
@@ -23,6 +25,8 @@ export class SessionList extends EventTarget {
     /** @type {import("./types.js").Entry} */
     const entry = {
       id: ++this.#made,
+      info,
+      earlier: false,
       time: new Date(),
       question,
       images,
@@ -54,6 +58,7 @@ export class SessionList extends EventTarget {
 
   /** @param {import("./types.js").Entry | null} entry */
   select(entry) {
+    this.#before = this.selected;
     this.selected = entry;
     for (const button of byId("session-list").querySelectorAll("button")) {
       button.setAttribute("aria-current", String(button.dataset.id === String(entry?.id)));
@@ -62,10 +67,38 @@ export class SessionList extends EventTarget {
     this.dispatchEvent(new Event("select"));
   }
 
+  /**
+   * Select again what was selected before, where it is about these images: others were to take their place and could not.
+   *
+   * @param {import("./image_item.js").ImageItem[]} images
+   */
+  restore(images) {
+    const before = this.#before;
+    if (this.selected || !before || !this.entries.includes(before)) return;
+    if (before.images.length === images.length && before.images.every((item, index) => item === images[index])) this.select(before);
+  }
+
   /** @param {import("./types.js").Entry} entry */
   update(entry) {
-    const state = this.#find(entry)?.querySelector(".state");
-    if (state) setText(state, stateInWords(entry));
+    const row = this.#find(entry);
+    if (!row) return;
+    setText(/** @type {Element} */ (row.querySelector(".state")), stateInWords(entry));
+    setText(/** @type {Element} */ (row.querySelector(".bundle")), entry.earlier ? "earlier bundle" : "");
+  }
+
+  /**
+   * Mark the answers of another bundle than the server's present one.
+   *
+   * @param {string} bundle
+   * @returns {boolean} whether any mark changed
+   */
+  markEarlier(bundle) {
+    const changed = this.entries.filter((entry) => entry.earlier !== (bundleOf(entry) !== bundle));
+    for (const entry of changed) {
+      entry.earlier = !entry.earlier;
+      this.update(entry);
+    }
+    return changed.length > 0;
   }
 
   /** @param {import("./types.js").Entry} entry */
@@ -81,8 +114,9 @@ export class SessionList extends EventTarget {
       "button",
       { attributes: { type: "button", "data-id": String(entry.id), "aria-current": "false" } },
       pictures,
-      make("span", { class: "text", text: entry.question.text }),
+      make("span", { class: "text", text: entry.question.text, attributes: { dir: "auto" } }),
       make("span", { class: "state", text: stateInWords(entry) }),
+      make("span", { class: "bundle" }),
     );
     button.title = `Asked at ${clock(entry.time)}`;
     button.addEventListener("click", () => {

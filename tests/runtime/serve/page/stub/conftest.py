@@ -40,8 +40,8 @@ class Stub:
     seconds_each: between two tokens. place: where who asks stands in the line, until it is None. refusal: (status,
     headers, message) in place of an answer. cut_after: pieces after which it breaks off. hold: while it is set, answers
     wait behind `hold_after` pieces. answers: recorded ones, that are given in turn. requests: the bodies of the
-    questions. previews: the views asked for. bundle: the digest of what it serves. bearer: the token that it
-    wants. stopped: answers of which the client went away.
+    questions. previews: the views asked for. bundle: the digest of its bundle. bearer: the token that it wants.
+    stopped: answers of which the client went away.
     """
 
     seconds_each: float = 0.0

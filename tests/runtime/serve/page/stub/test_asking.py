@@ -109,6 +109,21 @@ def test_escape_stops_too(open_page: Callable[..., Any], stub: Any, drop: Any, a
     until(lambda: stub.stopped == 1)
 
 
+def test_a_double_click_is_one_click(open_page: Callable[..., Any], stub: Any) -> None:
+    page = open_page()
+    page.fill("#question-text", "What is it?")
+    stub.hold_after = 5
+    stub.hold.set()
+    page.dblclick("#ask")
+    page.wait_for_selector("#result[data-phase=reasoning]")
+    assert page.evaluate("document.activeElement.id") == "stop"
+    page.dblclick("#stop")
+    page.wait_for_selector("#result[data-phase=stopped]")
+    expect(page.locator("#ask")).to_be_visible()
+    assert page.evaluate("document.activeElement.id") == "ask"
+    assert len(stub.requests) == page.locator("#session-list li").count() == 1
+
+
 def test_a_second_question_about_the_image_says_that_it_is_known(
     open_page: Callable[..., Any], stub: Any, drop: Any, ask: Any
 ) -> None:
@@ -131,10 +146,15 @@ def test_the_place_in_the_line_and_the_wait_are_told(
     stub.place = (3, 12.4)
     ask(page, NODULE)
     expect(page.locator("#answer-text")).to_have_text("3 answers come first, about 12 s")
+    stub.place = (3, 9.4)
+    expect(page.locator("#answer-text")).to_have_text("3 answers come first, about 9 s")
     stub.place = (1, 4.0)
     expect(page.locator("#answer-text")).to_have_text("Next in line, about 4 s")
     stub.place = None
     done(page)
+    # Said once for each place, and not for each second.
+    said = page.locator("#live p").all_inner_texts()
+    assert [line for line in said if "first" in line or "line" in line] == ["3 answers come first", "Next in line"]
 
 
 def test_several_images_stand_side_by_side_and_are_asked_in_their_order(

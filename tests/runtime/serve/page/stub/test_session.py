@@ -95,6 +95,114 @@ def test_the_report_has_what_a_record_needs(open_page: Callable[..., Any], stub:
     assert page.pdf().startswith(b"%PDF")
 
 
+def make_report(page: Any) -> str:
+    page.emulate_media(media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    text = page.inner_text("#report")
+    page.emulate_media(media="screen")
+    return text
+
+
+def test_an_answer_keeps_the_bundle_that_it_is_of(open_page: Callable[..., Any], stub: Any, drop: Any) -> None:
+    page = open_page()
+    drop(page, "chest.png")
+    ask_and_wait(page, "The earlier one?")
+    # Another bundle comes so soon that nobody notices.
+    stub.bundle, stub.demo = "77aa" * 16, False
+    ask_and_wait(page, "The later one?")
+    expect(page.locator("#bundle-name")).to_contain_text("77aa77aa77aa")
+    assert page.locator("#session-list .bundle").all_inner_texts() == ["", "earlier bundle"]
+    assert "another bundle" not in page.inner_text("#notes")
+    later = make_report(page)
+    page.locator("#session-list button").last.click()
+    assert "another bundle" in page.inner_text("#notes")
+    earlier = make_report(page)
+    assert "77aa" * 16 in later
+    assert "MedVLM demo, INT4" in later
+    assert "knows only drawings" not in later
+    assert "5e8f" * 16 in earlier
+    assert "Demo model, INT4" in earlier
+    assert "knows only drawings" in earlier
+
+
+def test_a_report_that_is_printed_too_early_has_no_answer(open_page: Callable[..., Any], stub: Any, ask: Any) -> None:
+    page = open_page()
+    stub.hold_after = 5
+    stub.hold.set()
+    ask(page, stub.answers[0])
+    page.wait_for_selector("#result[data-phase=reasoning]")
+    report = make_report(page)
+    assert "Not finished" in report
+    assert "Reasoning\n" not in report.partition("REASONING")[0]
+
+
+def test_a_long_word_does_not_push_the_report_off_the_paper(open_page: Callable[..., Any], stub: Any, ask: Any) -> None:
+    page = open_page()
+    ask(page, {"question": f"Which?\nA) {'W' * 200}\nB) no\nC) {'i' * 400}"})
+    page.wait_for_selector("#result[data-phase=done]")
+    page.set_viewport_size({"width": 640, "height": 900})
+    page.emulate_media(media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    share = page.locator("#report td:last-child").first.bounding_box()
+    assert share["x"] + share["width"] <= 640
+
+
+def test_a_failure_is_told_beside_the_answer_that_failed_alone(open_page: Callable[..., Any], stub: Any) -> None:
+    page = open_page()
+    ask_and_wait(page, "The whole one?")
+    stub.hold_after = 5
+    stub.hold.set()
+    page.fill("#question-text", "The broken one?")
+    page.click("#ask")
+    page.wait_for_selector("#result[data-phase=reasoning]")
+    page.locator("#session-list button").last.click()
+    stub.cut_after = 6
+    stub.hold.clear()
+    expect(page.locator("#session-list .state").first).to_have_text("broke off")
+    expect(page.locator("#ask")).to_be_visible()
+    assert page.is_hidden("#failure")
+    assert page.get_attribute("#result", "data-phase") == "done"
+    page.locator("#session-list button").first.click()
+    expect(page.locator("#failure-title")).to_have_text("The answer broke off")
+    page.locator("#session-list button").last.click()
+    expect(page.locator("#failure")).to_be_hidden()
+
+
+def test_an_answer_that_is_not_shown_is_not_read_out(open_page: Callable[..., Any], stub: Any, ask: Any) -> None:
+    page = open_page()
+    ask_and_wait(page, "The first one?")
+    stub.hold_after = 1
+    stub.hold.set()
+    ask(page, stub.answers[1])
+    page.wait_for_selector("#result[data-phase=reasoning]")
+    before = page.locator("#live p").count()
+    page.locator("#session-list button").last.click()
+    stub.hold.clear()
+    expect(page.locator("#ask")).to_be_visible()
+    said = page.locator("#live p").all_inner_texts()[before:]
+    assert said == ["The answer to “What kind of scan is this?” is ready"]
+
+
+@pytest.mark.parametrize("zone", ["replace", "add"])
+def test_an_answer_comes_back_with_its_image_where_the_new_one_cannot_be_read(
+    open_page: Callable[..., Any], drop: Any, zone: str
+) -> None:
+    page = open_page()
+    drop(page, "chest.png")
+    ask_and_wait(page, "What is it?")
+    drop(page, "notes.txt", zone=zone, content=b"no image at all", shown=False)
+    expect(page.locator("#viewer-failure")).to_contain_text("not an image")
+    expect(page.locator("#result")).to_be_visible()
+    assert page.locator(".tile .name").all_inner_texts() == ["chest.png"]
+    assert page.get_attribute("#session-list button", "aria-current") == "true"
+    # What was taken away is not brought back.
+    page.click("#clear")
+    drop(page, "notes.txt", content=b"no image at all", shown=False)
+    expect(page.locator("#viewer-failure")).to_contain_text("not an image")
+    assert page.is_hidden("#result")
+
+
 def test_the_notice_is_always_there(open_page: Callable[..., Any], stub: Any) -> None:
     page = open_page()
     expect(page.locator("#notice")).to_contain_text("Research model, not a medical device")
