@@ -18,6 +18,11 @@ export class Failure extends Error {
   }
 }
 
+/** Whether it stands for as long as the server is as it is, whatever was asked. @param {Failure | null} failure */
+export function isOfServer(failure) {
+  return failure?.kind === "gone" || failure?.kind === "token";
+}
+
 /** The server cannot be reached at all. */
 export function gone() {
   return new Failure(

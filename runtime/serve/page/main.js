@@ -5,15 +5,16 @@ import { drawViews, showAsAsked } from "./asked_views.js";
 import { follow } from "./asking.js";
 import { keepApart } from "./button_swap.js";
 import { byId, setText } from "./dom.js";
-import { Failure, asFailure } from "./failure.js";
+import { Failure, asFailure, isOfServer } from "./failure.js";
 import { setUpTokenForm, showFailure, shownFailure } from "./failure_panel.js";
 import { ImageTaking, tellOfImages } from "./image_taking.js";
 import { setUpIntake } from "./intake.js";
+import { setUpKeys } from "./keys.js";
 import { QuestionEditor } from "./question_editor.js";
 import { wrongWithQuestion, writtenQuestion } from "./question_text.js";
 import { makeReport } from "./report.js";
 import { Result, answerInWords, isRunning, placeInWords } from "./result.js";
-import { askedBefore, sameImages, unlessStopped } from "./sending.js";
+import { askHint, askedBefore, sameImages, stopHint, unlessStopped } from "./sending.js";
 import { getInfo, setToken, takeTokenFromAddress } from "./server.js";
 import { drawInfo } from "./server_info.js";
 import { ServerWatch } from "./server_watch.js";
@@ -59,8 +60,6 @@ function take(told) {
   info = told;
   if (shownFailure()?.kind === "token" || shownFailure()?.kind === "gone") showFailure(null);
   setPresets(viewer, info.presets);
-  result.bundle = info.bundle;
-  result.update();
   watch.set("ready");
   images.retry();
   update();
@@ -139,22 +138,6 @@ function fail(entry, failure) {
   if (failure.kind === "refused") void loadInfo();
 }
 
-/** Whether a failure stands for as long as the server is as it is, whatever was asked. @param {Failure | null} failure */
-function isOfServer(failure) {
-  return failure?.kind === "gone" || failure?.kind === "token";
-}
-
-/** @param {boolean} again whether the images were asked about before */
-function hint(again) {
-  const { length } = viewer.items;
-  if (running) {
-    const waiting = length > 0 && !session.entries.some(isRunning);
-    return waiting ? `Reading the ${length > 1 ? "images" : "image"}; Esc stops` : "Esc stops";
-  }
-  if (length === 0) return "No image yet";
-  return again ? `Same ${length > 1 ? "images" : "image"}: sooner` : "Ctrl + Enter";
-}
-
 let drawing = 0;
 
 /** Draw at most once a frame. @param {import("./types.js").Entry} entry */
@@ -179,7 +162,7 @@ function update() {
   if (focused) (busy ? stop : ask).focus();
   const again = askedBefore(viewer.items, session.entries);
   setText(ask, again ? "Ask again" : "Ask");
-  setText(byId("ask-hint"), hint(again));
+  setText(byId("ask-hint"), busy ? stopHint(viewer.items, session.entries) : askHint(viewer.items, again));
   const selected = session.selected;
   const same = selected && writtenQuestion(selected.question) === writtenQuestion(editor.question);
   byId("asked").classList.toggle("unseen", same === true);
@@ -245,7 +228,6 @@ byId("clear").addEventListener("click", () => {
   tellOfImages("");
   viewer.focus();
 });
-byId("keys").addEventListener("click", () => /** @type {HTMLDialogElement} */ (byId("keys-dialog")).showModal());
 byId("print").addEventListener("click", () => print());
 window.addEventListener("beforeprint", () => {
   if (session.selected) makeReport(session.selected);
@@ -256,16 +238,7 @@ setUpTokenForm(async (token) => {
   await loadInfo();
   if (shownFailure()?.kind !== "token") editor.focus();
 });
-document.addEventListener("keydown", (event) => {
-  // There, Escape closes it.
-  if (/** @type {HTMLDialogElement} */ (byId("keys-dialog")).open) return;
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
-    event.preventDefault();
-    /** @type {HTMLFormElement} */ (byId("question")).requestSubmit();
-  } else if (event.key === "Escape" && running) {
-    running.abort();
-  }
-});
+setUpKeys(() => running?.abort());
 
 void loadInfo();
 watch.start();

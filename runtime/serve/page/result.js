@@ -3,14 +3,12 @@
 import { drawViews } from "./asked_views.js";
 import { byId, make, setText } from "./dom.js";
 import { drawTimings } from "./timings.js";
-import { cautions, isClose, letterOf, marginInWords, percent, reasoningOf, withoutTags } from "./words.js";
+import { bundleOf, cautions, isClose, letterOf, marginInWords, percent, reasoningOf, withoutTags } from "./words.js";
 
 /** Follows one entry. Places are kept free for what is still to come, so that nothing moves while text arrives. */
 export class Result {
   /** @type {import("./types.js").Entry | null} */
   entry = null;
-  /** What the server has now. */
-  bundle = "";
 
   constructor() {
     this.element = byId("result");
@@ -48,7 +46,7 @@ export class Result {
     drawTimings(byId("timings"), entry);
     const { outcome } = entry;
     const said = outcome ? cautions(outcome.flags, entry.finish) : [];
-    if (outcome && outcome.bundle !== this.bundle) said.push(`Bundle ${outcome.bundle.slice(0, 12)} answered; the server has another now.`);
+    if (entry.earlier) said.push(`Bundle ${bundleOf(entry).slice(0, 12)} answered; the server has another now.`);
     const items = said.map((text) => make("li", { class: "caution", text }));
     items.push(...notes(entry).map((text) => make("li", { text })));
     byId("notes").replaceChildren(...items);

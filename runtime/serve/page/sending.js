@@ -1,6 +1,7 @@
-/** What comes before a question is sent: its images as they are to be asked about. */
+/** What comes before a question is sent: its images as they are to be asked about, and what stands beside the buttons. */
 
 import { sameView } from "./image_item.js";
+import { isRunning } from "./result.js";
 
 /**
  * What `work` gives, or an AbortError as soon as the signal is pulled: the work itself goes on, for whoever else needs it.
@@ -36,4 +37,26 @@ export function askedBefore(items, entries) {
  */
 export function sameImages(one, other) {
   return one.length === other.length && one.every((item, index) => item === other[index]);
+}
+
+/**
+ * What stands beside Ask.
+ *
+ * @param {import("./image_item.js").ImageItem[]} items
+ * @param {boolean} again whether just these pictures were asked about
+ */
+export function askHint({ length }, again) {
+  if (length === 0) return "No image yet";
+  return again ? `Same ${length > 1 ? "images" : "image"}: sooner` : "Ctrl + Enter";
+}
+
+/**
+ * What stands beside Stop.
+ *
+ * @param {import("./image_item.js").ImageItem[]} items
+ * @param {import("./types.js").Entry[]} entries
+ */
+export function stopHint({ length }, entries) {
+  const waiting = length > 0 && !entries.some(isRunning);
+  return waiting ? `Reading the ${length > 1 ? "images" : "image"}; Esc stops` : "Esc stops";
 }

@@ -66,6 +66,7 @@
  * @typedef {object} Entry One question of the session with its answer.
  * @property {number} id
  * @property {Info} info what the server said of itself when it was asked
+ * @property {boolean} earlier whether the server has another bundle now
  * @property {Date} time when it was asked
  * @property {Question} question
  * @property {import("./image_item.js").ImageItem[]} images
