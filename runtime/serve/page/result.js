@@ -108,9 +108,9 @@ export function answerInWords(entry) {
   return { letter: choice, text, detail: marginInWords(options) };
 }
 
-/** What the server says of it, and of several images what was asked about. @param {import("./types.js").Entry} entry */
+/** What the server says of it, and where several images have a view, what was asked about. @param {import("./types.js").Entry} entry */
 function notes({ shots, outcome }) {
-  const several = shots.length > 1;
+  const several = shots.filter(({ view }) => view).length > 1;
   const views = shots.map(({ view }, index) => several && view && `Asked about image ${index + 1}: ${view}`);
   return [...views.filter(Boolean), ...(outcome?.notes ?? [])];
 }
