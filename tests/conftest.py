@@ -21,15 +21,20 @@ from medvlm.runtime import MedVLM
 from medvlm.runtime.dataset import DatasetItem, read_dataset
 from PIL import Image
 
-# Before torch is imported: several processes that each compute with all cores wait for each other more than they work.
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 # An example's time says nothing on a busy machine. The examples are the same in every run, so that a commit passes or
 # fails for good; `pytest --hypothesis-profile=search` looks at others.
 settings.register_profile("search", deadline=None)
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.load_profile("repeatable")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Several processes that each compute with all cores wait for each other more than they work.
+
+    They take this over when they start: numpy and torch read it when they are imported.
+    """
+    if config.getoption("numprocesses", None):
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
