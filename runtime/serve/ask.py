@@ -14,10 +14,10 @@ from starlette.responses import JSONResponse, Response
 from ..decoding import DEFAULT_MAX_NEW_TOKENS, Decoding
 from ..dicom.view import View, read_view
 from ..images import LoadedImage
-from .asking import client_of, entered, present, unless, wait_for_turn
+from .asking import client_of, entered, taken_in, wait_for_turn
 from .body import Form, read_form
 from .chat_request import check_user, make_decoding
-from .errors import ApiError, stopping
+from .errors import ApiError
 from .job import Ended, Job
 from .messages import ImagePart, Turn
 from .service import Service
@@ -41,11 +41,7 @@ async def ask(service: Service, request: Request, held: ExitStack) -> Response:
 
 async def _read(service: Service, request: Request, held: ExitStack) -> Job:
     """What is asked, in the line. The images' files are not kept while it waits."""
-    service.questions.check()
-    with service.bodies.body() as grow:
-        form = await unless(read_form(request, service.settings.limits, grow), (service.draining, stopping()))
-        held.enter_context(service.questions.seat())
-        presence = held.enter_context(present(service, request))
+    async with taken_in(service, request, service.questions, held, read_form) as (form, presence):
         turn, decoding, user = _asked(form, service)
         del form
         prepared, seconds = await presence.during(service.preparer.prepare([turn], presence.left))
@@ -68,11 +64,7 @@ def _asked(form: Form, service: Service) -> tuple[Turn, Decoding, str]:
 
 async def preview(service: Service, request: Request, held: ExitStack) -> Response:
     """Show an image as the model would see it before it is resized."""
-    service.looks.check()
-    with service.bodies.body() as grow:
-        form = await unless(read_form(request, service.settings.limits, grow), (service.draining, stopping()))
-        held.enter_context(service.looks.seat())
-        presence = held.enter_context(present(service, request))
+    async with taken_in(service, request, service.looks, held, read_form) as (form, presence):
         _check_names(form, ("image",), _VIEW)
         (part, *others) = _read_images(form, service) or (None,)
         if part is None or others:

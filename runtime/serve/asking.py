@@ -4,19 +4,26 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterator
-from typing import TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import ExitStack
+from typing import TypeAlias, TypeVar
 
 from starlette.requests import Request
 
+from .body import Grow
 from .errors import ApiError, ClientGone, stopping
 from .job import Begun, Job
 from .line import Place
+from .seats import Seats
 from .service import Service
+from .settings import Limits
 
 # How often a client that waits is told its place, seconds.
 _TELL_EVERY_S = 1.0
 T = TypeVar("T")
+
+Read: TypeAlias = Callable[[Request, Limits, Grow], Awaitable[T]]
+"""`read_json` or `read_form`."""
 
 
 def client_of(request: Request, user: str) -> str:
@@ -62,6 +69,21 @@ def present(service: Service, request: Request) -> Iterator[Presence]:
         yield presence
     finally:
         watcher.cancel()
+
+
+@contextlib.asynccontextmanager
+async def taken_in(
+    service: Service, request: Request, seats: Seats, held: ExitStack, read: Read[T]
+) -> AsyncIterator[tuple[T, Presence]]:
+    """What `read` makes of the body, and who sent it; the body counts as being read while it lasts.
+
+    held: until the end of which a seat is taken, and the client's leaving noticed. Raises `ApiError` and `ClientGone`.
+    """
+    seats.check()
+    with service.bodies.body() as grow:
+        content = await unless(read(request, service.settings.limits, grow), (service.draining, stopping()))
+        held.enter_context(seats.seat())
+        yield content, held.enter_context(present(service, request))
 
 
 @contextlib.contextmanager

@@ -9,11 +9,11 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from .asking import client_of, entered, present, unless, wait_for_turn
+from .asking import client_of, entered, taken_in, wait_for_turn
 from .body import read_json
 from .chat_request import ChatRequest, read_chat
 from .chat_response import Reply
-from .errors import ApiError, stopping
+from .errors import ApiError
 from .event_stream import EventStream
 from .job import Ended, Job, Piece
 from .service import Service
@@ -37,13 +37,8 @@ async def chat(service: Service, request: Request, held: ExitStack) -> Response:
 
 async def _read(service: Service, request: Request, held: ExitStack) -> tuple[Job, ChatRequest]:
     """What is asked, in the line, without the images' files: they are not to be kept while it waits."""
-    limits = service.settings.limits
-    service.questions.check()
-    with service.bodies.body() as grow:
-        body = await unless(read_json(request, limits, grow), (service.draining, stopping()))
-        held.enter_context(service.questions.seat())
-        presence = held.enter_context(present(service, request))
-        asked = await presence.during(asyncio.to_thread(read_chat, body, service.model, limits))
+    async with taken_in(service, request, service.questions, held, read_json) as (body, presence):
+        asked = await presence.during(asyncio.to_thread(read_chat, body, service.model, service.settings.limits))
         del body
         prepared, seconds = await presence.during(service.preparer.prepare(asked.turns, presence.left, asked.system))
     job = Job(

@@ -2,6 +2,7 @@
 
 import { byId, make, setText } from "./dom.js";
 import { isRunning } from "./result.js";
+import { sameImages } from "./sending.js";
 import { bundleOf, clock } from "./words.js";
 
 /** Sends "select" when another entry is shown, and "pick" after it where a reader chose it. */
@@ -31,7 +32,6 @@ export class SessionList extends EventTarget {
       question,
       images,
       shots,
-      info,
       phase: "sending",
       queue: null,
       started: performance.now(),
@@ -75,7 +75,7 @@ export class SessionList extends EventTarget {
   restore(images) {
     const before = this.#before;
     if (this.selected || !before || !this.entries.includes(before)) return;
-    if (before.images.length === images.length && before.images.every((item, index) => item === images[index])) this.select(before);
+    if (sameImages(before.images, images)) this.select(before);
   }
 
   /** @param {import("./types.js").Entry} entry */
