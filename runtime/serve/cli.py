@@ -4,7 +4,6 @@ import importlib.util
 import logging
 import math
 import secrets
-import ssl
 import warnings
 from pathlib import Path
 
@@ -135,6 +134,9 @@ def _read_access(
 
 
 def _check_tls(cert: Path, key: Path | None) -> None:
+    # Slow to import, for every other command.
+    import ssl
+
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password=lambda: "")
     except (OSError, ValueError) as error:

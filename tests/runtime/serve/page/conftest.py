@@ -94,6 +94,36 @@ def ct() -> bytes:
     return stream.getvalue()
 
 
+SHIFTS = """() => {
+  window.shifts = [];
+  new PerformanceObserver((list) => {
+    for (const shift of list.getEntries()) {
+      for (const source of shift.sources) if (source.node) window.shifts.push(source.node.id || source.node.nodeName);
+    }
+  }).observe({ type: "layout-shift" });
+}"""
+
+
+@pytest.fixture
+def watch_shifts() -> Callable[[Any], None]:
+    """Call it with a page, and `window.shifts` grows by what is moved that was there, as Chromium itself counts it."""
+    return lambda page: page.evaluate(SHIFTS)
+
+
+@pytest.fixture
+def printed() -> Callable[[Any], str]:
+    """Call it with a page for the text of its report."""
+
+    def text_of(page: Any) -> str:
+        page.emulate_media(media="print")
+        page.evaluate("dispatchEvent(new Event('beforeprint'))")
+        text = page.inner_text("#report")
+        page.emulate_media(media="screen")
+        return text
+
+    return text_of
+
+
 DROP = """([zone, name, data]) => {
   const bytes = Uint8Array.from(atob(data), (character) => character.charCodeAt(0));
   const transfer = new DataTransfer();

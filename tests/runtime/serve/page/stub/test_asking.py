@@ -14,18 +14,12 @@ expect = pytest.importorskip("playwright.sync_api", reason="needs playwright, of
 ANSWERS = json.loads(Path(__file__).with_name("answers.json").read_text(encoding="utf-8"))
 NODULE, MODALITY = ANSWERS[0], ANSWERS[1]
 
-# How long the reasoning was after each change, and shifts of what was already there, as Chromium itself counts them.
+# How long the reasoning was after each change.
 WATCH = """() => {
   const reasoning = document.querySelector("#reasoning");
   window.lengths = [];
   new MutationObserver(() => window.lengths.push(reasoning.textContent.length)).observe(
     reasoning, { childList: true, characterData: true, subtree: true });
-  window.shifts = [];
-  new PerformanceObserver((list) => {
-    for (const shift of list.getEntries()) {
-      for (const source of shift.sources) if (source.node) window.shifts.push(source.node.id || source.node.nodeName);
-    }
-  }).observe({ type: "layout-shift" });
 }"""
 
 
@@ -59,7 +53,7 @@ def test_the_request_is_the_image_then_the_question_with_lettered_options(
 
 
 def test_tokens_are_shown_as_they_arrive_and_nothing_moves(
-    open_page: Callable[..., Any], stub: Any, drop: Any, ask: Any
+    open_page: Callable[..., Any], stub: Any, drop: Any, ask: Any, watch_shifts: Callable[..., None]
 ) -> None:
     page = open_page()
     drop(page, "chest.png")
@@ -68,6 +62,7 @@ def test_tokens_are_shown_as_they_arrive_and_nothing_moves(
     ask(page, NODULE)
     page.wait_for_selector("#result[data-phase=reasoning]")
     page.evaluate(WATCH)
+    watch_shifts(page)
     stub.hold.clear()
     done(page)
     page.wait_for_timeout(100)

@@ -119,7 +119,7 @@ def test_a_wrong_token_is_told_and_the_right_one_reads_what_was_opened(
 
 
 def test_an_answer_of_another_bundle_than_the_page_knew_is_reported_as_that_bundles(
-    open_page: Callable[..., Any], stub: Any
+    open_page: Callable[..., Any], stub: Any, printed: Callable[..., str]
 ) -> None:
     page = open_page()
     ask_it(page)
@@ -131,34 +131,32 @@ def test_an_answer_of_another_bundle_than_the_page_knew_is_reported_as_that_bund
     expect(page.locator("#demo-notice")).to_be_hidden()
     done(page)
     assert page.is_hidden("#notes .caution")
-    report = report_of(page)
+    report = printed(page)
     assert "MedVLM demo, INT4" in report
     assert "ab12" * 16 in report
     assert "knows only drawings" not in report
     page.locator("#session-list button").last.click()
     expect(page.locator("#notes .caution")).to_have_text("Bundle 5e8f5e8f5e8f answered; the server has another now.")
-    report = report_of(page)
+    report = printed(page)
     assert "Demo model, INT4" in report
     assert "5e8f" * 16 in report
     assert "knows only drawings" in report
 
 
-def report_of(page: Any) -> str:
-    page.emulate_media(media="print")
-    page.evaluate("dispatchEvent(new Event('beforeprint'))")
-    report = page.inner_text("#report")
-    page.emulate_media(media="screen")
-    return report
+def ask_while_it_is_read(page: Any, scan: bytes, held_previews: Any) -> list[Any]:
+    """Ask about an image whose preview does not come until the first of what is returned goes on."""
+    held = held_previews(page)
+    with page.expect_request("**/preview"):
+        choose(page, "slow.png", scan)
+    ask_it(page)
+    return held
 
 
 def test_while_an_image_is_read_for_a_question_it_says_so_and_can_be_stopped(
     open_page: Callable[..., Any], stub: Any, scan: bytes, held_previews: Any
 ) -> None:
     page = open_page()
-    held = held_previews(page)
-    with page.expect_request("**/preview"):
-        choose(page, "slow.png", scan)
-    ask_it(page)
+    held = ask_while_it_is_read(page, scan, held_previews)
     expect(page.locator("#ask-hint")).to_have_text("Reading the image; Esc stops")
     page.keyboard.press("Escape")
     expect(page.locator("#ask")).to_be_visible()
@@ -173,10 +171,7 @@ def test_an_image_opened_while_another_is_read_for_a_question_stays(
     open_page: Callable[..., Any], stub: Any, scan: bytes, held_previews: Any
 ) -> None:
     page = open_page()
-    held = held_previews(page)
-    with page.expect_request("**/preview"):
-        choose(page, "slow.png", scan)
-    ask_it(page)
+    held = ask_while_it_is_read(page, scan, held_previews)
     expect(page.locator("#stop")).to_be_visible()
     choose(page, "other.png", scan)
     page.route("**/preview", lambda route: route.continue_())

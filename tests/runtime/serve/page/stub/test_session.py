@@ -95,15 +95,9 @@ def test_the_report_has_what_a_record_needs(open_page: Callable[..., Any], stub:
     assert page.pdf().startswith(b"%PDF")
 
 
-def make_report(page: Any) -> str:
-    page.emulate_media(media="print")
-    page.evaluate("dispatchEvent(new Event('beforeprint'))")
-    text = page.inner_text("#report")
-    page.emulate_media(media="screen")
-    return text
-
-
-def test_an_answer_keeps_the_bundle_that_it_is_of(open_page: Callable[..., Any], stub: Any, drop: Any) -> None:
+def test_an_answer_keeps_the_bundle_that_it_is_of(
+    open_page: Callable[..., Any], stub: Any, drop: Any, printed: Callable[..., str]
+) -> None:
     page = open_page()
     drop(page, "chest.png")
     ask_and_wait(page, "The earlier one?")
@@ -113,10 +107,10 @@ def test_an_answer_keeps_the_bundle_that_it_is_of(open_page: Callable[..., Any],
     expect(page.locator("#bundle-name")).to_contain_text("77aa77aa77aa")
     assert page.locator("#session-list .bundle").all_inner_texts() == ["", "earlier bundle"]
     assert "has another now" not in page.inner_text("#notes")
-    later = make_report(page)
+    later = printed(page)
     page.locator("#session-list button").last.click()
     assert "has another now" in page.inner_text("#notes")
-    earlier = make_report(page)
+    earlier = printed(page)
     assert "77aa" * 16 in later
     assert "MedVLM demo, INT4" in later
     assert "knows only drawings" not in later
@@ -125,13 +119,15 @@ def test_an_answer_keeps_the_bundle_that_it_is_of(open_page: Callable[..., Any],
     assert "knows only drawings" in earlier
 
 
-def test_a_report_that_is_printed_too_early_has_no_answer(open_page: Callable[..., Any], stub: Any, ask: Any) -> None:
+def test_a_report_that_is_printed_too_early_has_no_answer(
+    open_page: Callable[..., Any], stub: Any, ask: Any, printed: Callable[..., str]
+) -> None:
     page = open_page()
     stub.hold_after = 5
     stub.hold.set()
     ask(page, stub.answers[0])
     page.wait_for_selector("#result[data-phase=reasoning]")
-    report = make_report(page)
+    report = printed(page)
     assert "Not finished" in report
     assert "Reasoning\n" not in report.partition("REASONING")[0]
 

@@ -12,15 +12,6 @@ import pytest
 expect = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra test").expect
 
 OWN = "frame 1 of 3, the file\u2019s own window, center 0, width 2000"
-# Shifts of what was there, whoever caused them.
-WATCH = """() => {
-  window.shifts = [];
-  new PerformanceObserver((list) => {
-    for (const shift of list.getEntries()) {
-      for (const source of shift.sources) if (source.node) window.shifts.push(source.node.id || source.node.nodeName);
-    }
-  }).observe({ type: "layout-shift" });
-}"""
 
 # The next file is chosen, and the page does not hear of it.
 UNHEARD = """document.querySelector("#file").addEventListener(
@@ -39,7 +30,7 @@ def ready(page: Any) -> None:
 
 
 def test_beside_another_frame_or_window_an_answer_says_what_it_is_about_and_shows_it(
-    open_page: Callable[..., Any], stub: Any, drop: Any
+    open_page: Callable[..., Any], stub: Any, drop: Any, watch_shifts: Callable[..., None]
 ) -> None:
     page = open_page()
     drop(page, "ct.dcm")
@@ -47,7 +38,7 @@ def test_beside_another_frame_or_window_an_answer_says_what_it_is_about_and_show
     stub.hold.set()
     ask_about(page, phase="reasoning")
     expect(page.locator("#views-text")).to_have_text(f"Asked about {OWN}")
-    page.evaluate(WATCH)
+    watch_shifts(page)
     page.locator(".tile").focus()
     page.keyboard.press("PageDown")
     # While the answer is written, too.
